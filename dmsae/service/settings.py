@@ -1,0 +1,85 @@
+"""Everything that the service reads from its environment, in one place: `DMSAE_*` variables only."""
+
+import os
+import tempfile
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import AnyHttpUrl, Field, SecretStr, field_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+
+class Settings(BaseSettings):
+    """Settings of API, worker and sweeper; secrets are never printed."""
+
+    model_config = SettingsConfigDict(env_prefix="DMSAE_", frozen=True, use_attribute_docstrings=True)
+
+    database_url: SecretStr
+    """`postgresql+psycopg://user:password@host:port/name`."""
+    broker_url: SecretStr
+    """`redis://:password@host:port/0`, Celery's broker: wake-ups only."""
+    s3_endpoint_url: AnyHttpUrl
+    """Where API and workers reach the object store."""
+    s3_public_endpoint_url: AnyHttpUrl | None = None
+    """Where users reach it: presigned links carry this host; default `s3_endpoint_url`."""
+    s3_bucket: str = "dmsae"
+    s3_access_key: str
+    s3_secret_key: SecretStr
+    s3_region: str = "us-east-1"
+
+    host: str = "127.0.0.1"
+    """Where the API listens; without any API key only loopback is allowed."""
+    port: int = Field(8000, ge=0, le=65535)
+    allowed_hosts: Annotated[list[str], NoDecode] = ["localhost", "127.0.0.1", "::1"]
+    """Host names that requests may name while no API key is required (comma-separated)."""
+    require_key: bool = False
+    """Refuse requests without an API key, on loopback too."""
+    allowed_roots: Annotated[list[Path], NoDecode] = []
+    """Folders from which models may be read (separated by the system's path separator); none by default."""
+    cache_dir: Path = Path(tempfile.gettempdir()) / f"dmsae-cache-{os.getuid()}"
+    """Converted models, kept between cycles."""
+    work_dir: Path = Path(tempfile.gettempdir()) / f"dmsae-work-{os.getuid()}"
+    """Scratch folder of the worker: inputs and outputs of the attempt in hand."""
+    lock_dir: Path = Path(tempfile.gettempdir()) / "dmsae-locks"
+    """Device locks, shared by all workers of one host (of one stack, under `dmsae up`)."""
+
+    heartbeat_s: float = Field(5.0, gt=0)
+    """How often a supervisor renews its lease and looks for a cancellation."""
+    lease_s: float = Field(30.0, gt=0)
+    """How long an attempt lives without a renewal."""
+    sweep_s: float = Field(5.0, gt=0)
+    """How often the sweeper looks."""
+    idle_wake_s: float = Field(10.0, gt=0)
+    """How often an idle worker wakes itself."""
+    deaf_after_s: float = Field(60.0, gt=0)
+    """An idle worker that hears nothing for so long although the broker answers exits."""
+    max_attempts: int = Field(3, ge=1)
+    """Failed or crashed attempts after which a cycle fails."""
+    retry_backoff_s: float = Field(1.0, ge=0)
+    """Wait before the second attempt; it doubles with each further one."""
+    kill_grace_s: float = Field(3.0, ge=0)
+    """From SIGTERM to SIGKILL of a trainer's process group."""
+    presign_s: int = Field(3600, ge=1, le=604_800)
+    """Life of a presigned link."""
+    log_level: str = "INFO"
+
+    @field_validator("allowed_hosts", mode="before")
+    @classmethod
+    def _split_hosts(cls, value: object) -> object:
+        return (
+            [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
+        )
+
+    @field_validator("allowed_roots", mode="before")
+    @classmethod
+    def _split_roots(cls, value: object) -> object:
+        return [part for part in value.split(os.pathsep) if part] if isinstance(value, str) else value
+
+
+def load_settings() -> Settings:
+    """Read the settings from the environment.
+
+    Raises:
+        pydantic.ValidationError: a variable is missing or malformed; it is named, its value is not shown.
+    """
+    return Settings()

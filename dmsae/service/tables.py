@@ -1,0 +1,380 @@
+"""The tables, and the rules that the database itself guards.
+
+States are text with a CHECK, times timestamptz, ids made in Python. How rows move from state to state is the
+business of the use cases.
+"""
+
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    CheckConstraint,
+    DateTime,
+    Double,
+    ForeignKey,
+    ForeignKeyConstraint,
+    Identity,
+    Index,
+    Integer,
+    MetaData,
+    Sequence,
+    SmallInteger,
+    Text,
+    UniqueConstraint,
+    func,
+    text,
+)
+from sqlalchemy.dialects.postgresql import ARRAY, JSONB
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+
+JOB_KINDS = ("distillation", "training", "probe")
+JOB_STATES = ("queued", "running", "cancelling", "succeeded", "failed", "cancelled")
+FINAL_JOB_STATES = ("succeeded", "failed", "cancelled")
+CYCLE_STATES = ("waiting", "queued", "running", "succeeded", "failed", "cancelled", "skipped")
+PHASES = ("starting", "loading", "harvesting", "training", "attributing", "evaluating", "uploading")
+OUTCOMES = ("succeeded", "failed", "crashed", "handed_back", "cancelled", "superseded")
+CORE_KINDS = ("selected", "filtered", "random_directions", "random_latents", "frequent", "energy")
+PRIORITIES = ("low", "normal", "high")
+
+
+def _one_of(column: str, values: tuple[str, ...]) -> CheckConstraint:
+    listed = ", ".join(f"'{value}'" for value in values)
+    return CheckConstraint(f"{column} IN ({listed})", name=f"{column}_known")
+
+
+class Table(DeclarativeBase):
+    """Base of all tables: plain names for every constraint, so that migrations can name them."""
+
+    metadata = MetaData(
+        naming_convention={
+            "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+            "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+            "ck": "ck_%(table_name)s_%(constraint_name)s",
+            "fk": "fk_%(table_name)s_%(column_0_N_name)s",
+            "pk": "pk_%(table_name)s",
+        }
+    )
+    type_annotation_map = {  # noqa: RUF012 - SQLAlchemy's own protocol
+        int: BigInteger,
+        str: Text,
+        float: Double,
+        bool: Boolean,
+        datetime: DateTime(timezone=True),
+        dict[str, Any]: JSONB,
+        list[str]: ARRAY(Text),
+    }
+
+
+FENCES = Sequence("fencing_numbers", metadata=Table.metadata, data_type=BigInteger)
+"""Fencing numbers: a later attempt, of any cycle, always has a larger one."""
+
+
+class Owner(Table):
+    """Who submits: every job has one."""
+
+    __tablename__ = "owners"
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    name: Mapped[str] = mapped_column(unique=True)
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+
+
+class ApiKey(Table):
+    """A bearer key, of which only the hash is kept."""
+
+    __tablename__ = "api_keys"
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    owner_id: Mapped[str] = mapped_column(ForeignKey("owners.id"), index=True)
+    key_hash: Mapped[str] = mapped_column(unique=True)
+    name: Mapped[str] = mapped_column(server_default="")
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    expires_at: Mapped[datetime | None]
+    revoked_at: Mapped[datetime | None]
+
+
+class Job(Table):
+    """A distillation, training or probe."""
+
+    __tablename__ = "jobs"
+    __table_args__ = (
+        _one_of("kind", JOB_KINDS),
+        _one_of("state", JOB_STATES),
+        _one_of("priority", PRIORITIES),
+        CheckConstraint(
+            "(finished_at IS NOT NULL) = (state IN ('succeeded', 'failed', 'cancelled'))", "finished"
+        ),
+        Index("ix_jobs_owner_id_created_at", "owner_id", "created_at"),
+        Index("ix_jobs_created_at_id", "created_at", "id"),
+        Index("ix_jobs_tags", "tags", postgresql_using="gin"),
+    )
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    kind: Mapped[str]
+    owner_id: Mapped[str] = mapped_column(ForeignKey("owners.id"))
+    group_id: Mapped[str | None] = mapped_column(index=True)
+    state: Mapped[str] = mapped_column(server_default="queued")
+    state_reason: Mapped[str | None]
+    error: Mapped[dict[str, Any] | None]
+    """code, message, param, retryable."""
+    version: Mapped[int] = mapped_column(server_default="1")
+    """Grows with every change that `GET /jobs/{id}` can show."""
+    event_seq: Mapped[int] = mapped_column(server_default="0")
+    run: Mapped[int] = mapped_column(Integer, server_default="1")
+    held: Mapped[bool] = mapped_column(server_default=text("false"))
+    priority: Mapped[str] = mapped_column(server_default="normal")
+    spec_version: Mapped[int] = mapped_column(Integer)
+    name: Mapped[str | None]
+    tags: Mapped[list[str]] = mapped_column(server_default=text("'{}'"))
+    notes: Mapped[str | None]
+    preset: Mapped[str | None]
+    config: Mapped[dict[str, Any]]
+    """The resolved `DistillationConfig`."""
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    started_at: Mapped[datetime | None]
+    finished_at: Mapped[datetime | None]
+
+
+class Cycle(Table):
+    """The unit of work: one Celery task runs one cycle."""
+
+    __tablename__ = "cycles"
+    __table_args__ = (
+        UniqueConstraint("job_id", "index"),
+        _one_of("state", CYCLE_STATES),
+        Index(
+            "ix_cycles_claimable",
+            "owner_id",
+            "priority_rank",
+            "queued_at",
+            postgresql_where=text("state = 'queued'"),
+        ),
+        CheckConstraint("(state = 'succeeded') = (output_core_id IS NOT NULL)", "succeeded_with_core"),
+        CheckConstraint('"index" >= 0', "index_not_negative"),
+    )
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"))
+    index: Mapped[int] = mapped_column(Integer)
+    owner_id: Mapped[str] = mapped_column(ForeignKey("owners.id"))
+    priority_rank: Mapped[int] = mapped_column(SmallInteger, server_default="1")
+    """0 high, 1 normal, 2 low: the order of claims."""
+    state: Mapped[str]
+    state_reason: Mapped[str | None]
+    error: Mapped[dict[str, Any] | None]
+    resource_class: Mapped[str]
+    spec_version: Mapped[int] = mapped_column(Integer)
+    cache_key: Mapped[str | None]
+    n_failed_attempts: Mapped[int] = mapped_column(Integer, server_default="0")
+    queued_at: Mapped[datetime | None]
+    not_before: Mapped[datetime | None]
+    """Backoff: a queued cycle is not claimed earlier."""
+    started_at: Mapped[datetime | None]
+    finished_at: Mapped[datetime | None]
+    input_core_id: Mapped[str | None] = mapped_column(ForeignKey("cores.id", use_alter=True))
+    output_core_id: Mapped[str | None] = mapped_column(ForeignKey("cores.id", use_alter=True))
+    metrics: Mapped[dict[str, Any] | None]
+
+
+class Attempt(Table):
+    """One try at a cycle by one worker; every write that it makes names its fencing number."""
+
+    __tablename__ = "attempts"
+    __table_args__ = (
+        UniqueConstraint("cycle_id", "number"),
+        Index("uq_attempts_open", "cycle_id", unique=True, postgresql_where=text("outcome IS NULL")),
+        Index("ix_attempts_open_lease", "lease_expires_at", postgresql_where=text("outcome IS NULL")),
+        _one_of("phase", PHASES),
+        _one_of("outcome", OUTCOMES),
+        CheckConstraint("(outcome IS NULL) = (closed_at IS NULL)", "closed"),
+    )
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    cycle_id: Mapped[str] = mapped_column(ForeignKey("cycles.id"))
+    number: Mapped[int] = mapped_column(Integer)
+    fence: Mapped[int] = mapped_column(unique=True)
+    worker_id: Mapped[str] = mapped_column(ForeignKey("workers.id"), index=True)
+    celery_task_id: Mapped[str | None]
+    phase: Mapped[str] = mapped_column(server_default="starting")
+    progress: Mapped[dict[str, Any] | None]
+    """The trainer's last progress line."""
+    log_tail: Mapped[str] = mapped_column(server_default="")
+    """The end of the trainer's output, secrets removed."""
+    outcome: Mapped[str | None]
+    error: Mapped[dict[str, Any] | None]
+    opened_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    lease_expires_at: Mapped[datetime]
+    closed_at: Mapped[datetime | None]
+
+
+class Event(Table):
+    """What happened to a job, in order: `seq` is drawn in the transaction of what it tells."""
+
+    __tablename__ = "events"
+
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"), primary_key=True)
+    seq: Mapped[int] = mapped_column(primary_key=True)
+    kind: Mapped[str]
+    message: Mapped[str]
+    cycle_index: Mapped[int | None] = mapped_column(Integer)
+    attempt_number: Mapped[int | None] = mapped_column(Integer)
+    data: Mapped[dict[str, Any]] = mapped_column(server_default=text("'{}'"))
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+
+
+class MetricPoint(Table):
+    """Progress of training at one step; resuming replaces later steps."""
+
+    __tablename__ = "metric_points"
+
+    cycle_id: Mapped[str] = mapped_column(ForeignKey("cycles.id"), primary_key=True)
+    step: Mapped[int] = mapped_column(primary_key=True)
+    fence: Mapped[int]
+    n_tokens: Mapped[int]
+    loss: Mapped[float | None]
+    aux_loss: Mapped[float | None]
+    l0: Mapped[float | None]
+    l0_core: Mapped[float | None]
+    explained_variance: Mapped[float | None]
+    explained_variance_first: Mapped[float | None]
+    dead_fraction: Mapped[float | None]
+    clipped_fraction: Mapped[float | None]
+    lr: Mapped[float | None]
+    tokens_per_s: Mapped[float | None]
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+
+
+class Artifact(Table):
+    """One stored object of a succeeded cycle."""
+
+    __tablename__ = "artifacts"
+    __table_args__ = (UniqueConstraint("cycle_id", "name"),)
+
+    object_key: Mapped[str] = mapped_column(primary_key=True)
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"), index=True)
+    cycle_id: Mapped[str] = mapped_column(ForeignKey("cycles.id"))
+    attempt_id: Mapped[str] = mapped_column(ForeignKey("attempts.id"))
+    name: Mapped[str]
+    """Path within the cycle's folder, such as `sae/cfg.json`."""
+    size_bytes: Mapped[int]
+    sha256: Mapped[str]
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+
+
+class Checkpoint(Table):
+    """A point from which another attempt may go on."""
+
+    __tablename__ = "checkpoints"
+
+    attempt_id: Mapped[str] = mapped_column(ForeignKey("attempts.id"), primary_key=True)
+    step: Mapped[int] = mapped_column(primary_key=True)
+    cycle_id: Mapped[str] = mapped_column(ForeignKey("cycles.id"), index=True)
+    fence: Mapped[int]
+    object_prefix: Mapped[str]
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    superseded_at: Mapped[datetime | None]
+
+
+class Worker(Table):
+    """A process that serves one device."""
+
+    __tablename__ = "workers"
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    hostname: Mapped[str]
+    device: Mapped[str]
+    """`cpu:0`, `cuda:1`."""
+    resource_class: Mapped[str]
+    memory_bytes: Mapped[int | None]
+    cache_keys: Mapped[list[str]] = mapped_column(server_default=text("'{}'"))
+    started_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    last_seen_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    stopped_at: Mapped[datetime | None]
+
+
+class Core(Table):
+    """A set of latents to build an SAE around; never changed once written."""
+
+    __tablename__ = "cores"
+    __table_args__ = (_one_of("kind", CORE_KINDS), UniqueConstraint("name", "published_version"))
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    kind: Mapped[str]
+    cycle_id: Mapped[str | None] = mapped_column(ForeignKey("cycles.id"), unique=True)
+    """The cycle that selected it."""
+    seed: Mapped[int | None]
+    n_latents: Mapped[int]
+    name: Mapped[str | None]
+    published_version: Mapped[int | None] = mapped_column(Integer)
+    object_prefix: Mapped[str]
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+
+
+class Latent(Table):
+    """The identity of a core latent: where its encoder vector was first learned."""
+
+    __tablename__ = "latents"
+    __table_args__ = (
+        UniqueConstraint("origin_job_id", "origin_cycle", "origin_index"),
+        _one_of("origin_kind", ("learned", *CORE_KINDS)),
+    )
+
+    id: Mapped[int] = mapped_column(Identity(always=True), primary_key=True)
+    public_id: Mapped[str] = mapped_column(unique=True)
+    """`<job>.<cycle>.<sae_index>`."""
+    origin_job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"))
+    origin_cycle: Mapped[int] = mapped_column(Integer)
+    origin_index: Mapped[int]
+    origin_kind: Mapped[str] = mapped_column(server_default="learned")
+    times_selected: Mapped[int] = mapped_column(Integer)
+    last_index: Mapped[int] = mapped_column(Integer)
+    """The last cycle that selected it, of its own distillation."""
+    dropped_at: Mapped[int | None] = mapped_column(Integer)
+    """The cycle that no longer selected it."""
+    last_share: Mapped[float]
+    max_share: Mapped[float]
+
+
+class CoreLatent(Table):
+    """One latent's place in one core."""
+
+    __tablename__ = "core_latents"
+    __table_args__ = (
+        ForeignKeyConstraint(
+            ["parent_core_id", "parent_core_index"], ["core_latents.core_id", "core_latents.core_index"]
+        ),
+        CheckConstraint("(parent_core_id IS NULL) = (parent_core_index IS NULL)", "parent_whole"),
+        UniqueConstraint("core_id", "latent_id"),
+        UniqueConstraint("core_id", "sae_index"),
+        Index("ix_core_latents_latent_id", "latent_id"),
+        Index("ix_core_latents_parent", "parent_core_id", "parent_core_index"),
+    )
+
+    core_id: Mapped[str] = mapped_column(ForeignKey("cores.id"), primary_key=True)
+    core_index: Mapped[int] = mapped_column(Integer, primary_key=True)
+    latent_id: Mapped[int] = mapped_column(ForeignKey("latents.id"))
+    sae_index: Mapped[int]
+    parent_core_id: Mapped[str | None]
+    parent_core_index: Mapped[int | None] = mapped_column(Integer)
+    score: Mapped[float]
+    score_se: Mapped[float | None]
+    share: Mapped[float]
+    rank: Mapped[int]
+    encoder_norm: Mapped[float]
+    density: Mapped[float]
+    decoder_cosine: Mapped[float | None]
+    firing_jaccard: Mapped[float | None]
+    is_borderline: Mapped[bool]
+
+
+class CycleOrigin(Table):
+    """How many latents of a cycle's core come from each origin."""
+
+    __tablename__ = "cycle_origins"
+
+    cycle_id: Mapped[str] = mapped_column(ForeignKey("cycles.id"), primary_key=True)
+    origin_job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"), primary_key=True)
+    origin_cycle: Mapped[int] = mapped_column(Integer, primary_key=True)
+    n_latents: Mapped[int]
