@@ -125,6 +125,10 @@ class SaeConfig(Section):
     prefix_loss: Literal["sum", "mean"] = "sum"
     """Sum of the prefixes' losses, or their mean: the whole loss divided by G (METHOD 5)."""
 
+    def prefix_widths(self, n_core: int) -> list[int]:
+        """Give p_1 ... p_G of an SAE around a core of `n_core` latents: c + m_g, then N (METHOD 1)."""
+        return [n_core + width for width in self.block_widths] + [self.n_latents]
+
     @model_validator(mode="after")
     def _check(self) -> Self:
         if self.core_sparsity != "batch_topk":
@@ -238,8 +242,8 @@ class DistillationConfig(Section):
         return min(4 * widths[0], self.sae.n_latents - widths[-1] - 1)
 
     def prefix_widths(self, n_core: int) -> list[int]:
-        """Give p_1 ... p_G of an SAE around a core of `n_core` latents: c + m_g, then N (METHOD 1)."""
-        return [n_core + width for width in self.sae.block_widths] + [self.sae.n_latents]
+        """Give p_1 ... p_G of an SAE around a core of `n_core` latents (METHOD 1)."""
+        return self.sae.prefix_widths(n_core)
 
     @model_validator(mode="after")
     def _check(self) -> Self:
