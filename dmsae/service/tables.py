@@ -186,6 +186,7 @@ class Attempt(Table):
         UniqueConstraint("cycle_id", "number"),
         Index("uq_attempts_open", "cycle_id", unique=True, postgresql_where=text("outcome IS NULL")),
         Index("ix_attempts_open_lease", "lease_expires_at", postgresql_where=text("outcome IS NULL")),
+        Index("ix_attempts_closed_at", "closed_at"),
         _one_of("phase", PHASES),
         _one_of("outcome", OUTCOMES),
         CheckConstraint("(outcome IS NULL) = (closed_at IS NULL)", "closed"),
