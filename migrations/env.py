@@ -1,0 +1,18 @@
+"""Alembic's entry point: runs on the connection that `dmsae.service.migrating` hands over."""
+
+from alembic import context
+
+from dmsae.service.tables import Table
+
+
+def run() -> None:
+    """Run the migrations in the caller's transaction."""
+    context.configure(
+        connection=context.config.attributes["connection"],
+        target_metadata=Table.metadata,
+        compare_server_default=True,
+    )
+    context.run_migrations()
+
+
+run()
