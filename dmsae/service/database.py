@@ -19,7 +19,7 @@ from sqlalchemy.orm import Session
 from dmsae.errors import Unavailable
 
 Result = TypeVar("Result")
-WakeUp = Callable[[str], None]
+WakeUp = Callable[[str], object]
 
 log = structlog.get_logger()
 
