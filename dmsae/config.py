@@ -12,8 +12,11 @@ from pydantic_core import PydanticCustomError
 SPEC_VERSION = 1
 """Version of `CycleSpec`; a worker never claims a newer one than its own."""
 
-SPLIT_SALT = "dmsae-split-1"
-"""Salt of the document hash that assigns documents to parts, the same for every seed and job."""
+SPLIT_SALT = "dmsae-split-6"
+"""Salt of the document hash that assigns documents to parts, the same for every seed and job.
+
+Of the first twelve tried, the one whose small parts hold most of the built-in text's tokens on every Python.
+"""
 
 
 def _refuse(param: str, value: Any, rule: str, code: str = "invalid_value") -> PydanticCustomError:

@@ -1,0 +1,107 @@
+"""A tiny random Llama with a tokenizer of its own, made on the spot: no download, the same every time."""
+
+import copy
+import json
+from pathlib import Path
+from pydoc_data.topics import topics
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+BOS, EOS, PAD = "<s>", "</s>", "<pad>"
+VOCAB_SIZE = 512
+
+
+def tiny_tokenizer() -> PreTrainedTokenizerFast:
+    """Train a byte-level BPE of 512 tokens on a part of the built-in text."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCAB_SIZE,
+        special_tokens=[BOS, EOS, PAD],
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator([topics[name] for name in sorted(topics)[:20]], trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token=BOS, eos_token=EOS, pad_token=PAD, model_max_length=256
+    )
+
+
+def tiny_llama(n_layers: int = 4, d_model: int = 32) -> LlamaForCausalLM:
+    """Build a Llama whose weights are drawn from a generator of their own."""
+    config = LlamaConfig(
+        vocab_size=VOCAB_SIZE,
+        hidden_size=d_model,
+        intermediate_size=2 * d_model,
+        num_hidden_layers=n_layers,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=256,
+        bos_token_id=0,
+        eos_token_id=1,
+        pad_token_id=2,
+        tie_word_embeddings=False,
+    )
+    model = LlamaForCausalLM(config)
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() > 1:
+                parameter.normal_(0, 0.3, generator=generator)
+    return model
+
+
+def save_tiny_model(folder: Path, *, n_layers: int = 4, d_model: int = 32) -> Path:
+    """Save model and tokenizer as a folder in transformers' format and return it."""
+    tiny_llama(n_layers, d_model).save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)
+    return folder
+
+
+def tiny_config(model_path: Path, **overrides: dict[str, Any]) -> dict[str, Any]:
+    """Give the settings of a distillation of seconds; each override is merged into its section."""
+    config: dict[str, Any] = {
+        "n_cycles": 3,
+        "seed": 0,
+        "n_threads": 1,
+        "model": {"source": "local", "path": str(model_path)},
+        "data": {
+            "text": {"source": "builtin", "name": "python-topics"},
+            "context_length": 32,
+            "split": [0.8, 0.1, 0.1],
+        },
+        "activations": {"layer": 1},
+        "sae": {"n_latents": 64, "k": 6, "block_widths": [12, 24, 40]},
+        "training": {"n_tokens": 16_384, "batch_tokens": 256, "lr": 3e-3, "threshold_tokens": 4096},
+        "attribution": {"n_tokens": 2000, "ablation_tokens": 200, "ablation_latents": 4},
+        "selection": {"max_core": 20},
+        "evaluation": {"n_tokens": 1000},
+    }
+    for section, values in overrides.items():
+        if isinstance(values, dict):
+            config[section] = {**config[section], **values}
+        else:
+            config[section] = values
+    return copy.deepcopy(config)
+
+
+def tiny_spec(
+    model_path: Path, *, cycle_index: int = 0, job_id: str = "dst_tiny", **overrides: Any
+) -> dict[str, Any]:
+    """Give the spec of one cycle, as `SPEC.json` holds it."""
+    return {
+        "spec_version": 1,
+        "job_id": job_id,
+        "cycle_index": cycle_index,
+        "config": tiny_config(model_path, **overrides),
+    }
+
+
+def write_spec(file: Path, spec: dict[str, Any]) -> Path:
+    """Write a spec where the trainer reads it."""
+    file.write_text(json.dumps(spec), encoding="utf-8")
+    return file
