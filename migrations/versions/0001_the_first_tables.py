@@ -159,7 +159,8 @@ def upgrade() -> None:
         sa.Column("last_share", sa.Double(), nullable=False),
         sa.Column("max_share", sa.Double(), nullable=False),
         sa.CheckConstraint(
-            "origin_kind IN ('learned', 'selected', 'filtered', 'random_directions', 'random_latents', 'frequent', 'energy')",
+            "origin_kind IN ('learned', 'selected', 'filtered', 'random_directions', 'random_latents', "
+            "'frequent', 'energy')",
             name="ck_latents_origin_kind_known",
         ),
         sa.ForeignKeyConstraint(["origin_job_id"], ["jobs.id"], name="fk_latents_origin_job_id"),
@@ -193,7 +194,8 @@ def upgrade() -> None:
             name="ck_attempts_outcome_known",
         ),
         sa.CheckConstraint(
-            "phase IN ('starting', 'loading', 'harvesting', 'training', 'attributing', 'evaluating', 'uploading')",
+            "phase IN ('starting', 'loading', 'harvesting', 'training', 'attributing', 'evaluating', "
+            "'uploading')",
             name="ck_attempts_phase_known",
         ),
         sa.CheckConstraint("(outcome IS NULL) = (closed_at IS NULL)", name="ck_attempts_closed"),

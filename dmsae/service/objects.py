@@ -1,0 +1,216 @@
+"""Where the bytes lie: an S3-compatible store, written once, verified, and handed out by presigned links.
+
+What is stored under which key, and when it may be deleted, is the business of worker and sweeper.
+"""
+
+import hashlib
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import quote
+
+import boto3
+from boto3.exceptions import Boto3Error
+from boto3.s3.transfer import TransferConfig
+from botocore.config import Config
+from botocore.exceptions import BotoCoreError, ClientError
+
+from dmsae.errors import NotFound, Unavailable
+from dmsae.service.settings import Settings
+
+if TYPE_CHECKING:
+    from mypy_boto3_s3 import S3Client
+
+CHUNK_BYTES = 1 << 20
+TRANSFER = TransferConfig(
+    multipart_threshold=16 << 20, multipart_chunksize=8 << 20, max_concurrency=2, max_io_queue=8
+)
+"""At most a few parts of 8 MiB in memory, whatever the size of the file."""
+
+
+@dataclass(frozen=True)
+class StoredObject:
+    """One object whose stored bytes were read back and found equal."""
+
+    key: str
+    size_bytes: int
+    sha256: str
+
+
+class ObjectStore:
+    """One bucket; safe to share between threads."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._bucket = settings.s3_bucket
+        self._presign_s = settings.presign_s
+        self._client = _client(settings, str(settings.s3_endpoint_url), read_timeout_s=60, n_tries=3)
+        self._probe = _client(settings, str(settings.s3_endpoint_url), read_timeout_s=2, n_tries=1)
+        public = settings.s3_public_endpoint_url or settings.s3_endpoint_url
+        self._public = _client(settings, str(public), read_timeout_s=60, n_tries=3)
+
+    def ensure_bucket(self) -> None:
+        """Create the bucket unless it is there.
+
+        Raises:
+            Unavailable: the store does not answer, or refuses.
+        """
+        with _translated(self._bucket):
+            try:
+                self._client.head_bucket(Bucket=self._bucket)
+            except ClientError as error:
+                if _status(error) != 404:
+                    raise
+                self._create_bucket()
+
+    def check(self) -> None:
+        """Ask for the bucket once, within 2 seconds.
+
+        Raises:
+            Unavailable: the store does not answer, refuses, or has no such bucket.
+        """
+        with _translated(self._bucket):
+            try:
+                self._probe.head_bucket(Bucket=self._bucket)
+            except ClientError as error:
+                if _status(error) == 404:
+                    raise Unavailable(f"The object store has no bucket {self._bucket!r}.") from error
+                raise
+
+    def put_file(self, key: str, path: Path) -> StoredObject:
+        """Upload one file, read it back, and compare size and sha256.
+
+        Raises:
+            Unavailable: the store does not answer, or what it holds differs from what was sent.
+        """
+        size_bytes, sha256 = _measure(path)
+        with _translated(key):
+            self._client.upload_file(str(path), self._bucket, key, Config=TRANSFER)
+            stored_bytes, stored_sha256 = self._measure_stored(key)
+        if (stored_bytes, stored_sha256) != (size_bytes, sha256):
+            raise Unavailable(
+                f"The object store changed {key!r}: {size_bytes} bytes sent, {stored_bytes} stored.",
+                key=key,
+            )
+        return StoredObject(key, size_bytes, sha256)
+
+    def get_file(self, key: str, path: Path, *, sha256: str) -> None:
+        """Download one object to a path, which appears only once its sha256 was found right.
+
+        Raises:
+            NotFound: there is no such object.
+            Unavailable: the store does not answer, or its bytes are not those that were stored.
+        """
+        partial = path.with_name(path.name + ".partial")
+        with _translated(key):
+            self._client.download_file(self._bucket, key, str(partial), Config=TRANSFER)
+        if _measure(partial)[1] != sha256:
+            partial.unlink()
+            raise Unavailable(f"The object store holds other bytes than were stored under {key!r}.", key=key)
+        partial.replace(path)
+
+    def presign(self, key: str, *, filename: str) -> str:
+        """Make a link on the public endpoint under which anyone can download the object for a while."""
+        plain = re.sub(r"[^A-Za-z0-9._-]", "_", filename)
+        disposition = f"attachment; filename=\"{plain}\"; filename*=UTF-8''{quote(filename, safe='')}"
+        with _translated(key):
+            return self._public.generate_presigned_url(
+                "get_object",
+                Params={"Bucket": self._bucket, "Key": key, "ResponseContentDisposition": disposition},
+                ExpiresIn=self._presign_s,
+            )
+
+    def delete_prefix(self, prefix: str) -> int:
+        """Delete every object under a prefix and abandon unfinished uploads there; give how many objects.
+
+        Raises:
+            ValueError: the prefix does not end in a slash, so it might name a neighbour too.
+            Unavailable: the store does not answer, or kept some object.
+        """
+        if not prefix.endswith("/") or prefix == "/":
+            raise ValueError(f"prefix = {prefix!r}: must name a folder and end in '/'")
+        n_deleted = 0
+        with _translated(prefix):
+            for page in self._client.get_paginator("list_objects_v2").paginate(
+                Bucket=self._bucket, Prefix=prefix
+            ):
+                for item in page.get("Contents", []):
+                    self._client.delete_object(Bucket=self._bucket, Key=item["Key"])
+                    n_deleted += 1
+            for uploads in self._client.get_paginator("list_multipart_uploads").paginate(
+                Bucket=self._bucket, Prefix=prefix
+            ):
+                for upload in uploads.get("Uploads", []):
+                    self._client.abort_multipart_upload(
+                        Bucket=self._bucket, Key=upload["Key"], UploadId=upload["UploadId"]
+                    )
+        return n_deleted
+
+    def close(self) -> None:
+        """Close the pooled connections."""
+        for client in (self._client, self._probe, self._public):
+            client.close()
+
+    def _create_bucket(self) -> None:
+        try:
+            self._client.create_bucket(Bucket=self._bucket)
+        except ClientError as error:
+            if error.response.get("Error", {}).get("Code") not in (
+                "BucketAlreadyOwnedByYou",
+                "BucketAlreadyExists",
+            ):
+                raise
+
+    def _measure_stored(self, key: str) -> tuple[int, str]:
+        digest, size_bytes = hashlib.sha256(), 0
+        body = self._client.get_object(Bucket=self._bucket, Key=key)["Body"]
+        with body:
+            for chunk in body.iter_chunks(CHUNK_BYTES):
+                digest.update(chunk)
+                size_bytes += len(chunk)
+        return size_bytes, digest.hexdigest()
+
+
+def _client(settings: Settings, endpoint_url: str, *, read_timeout_s: float, n_tries: int) -> "S3Client":
+    return boto3.session.Session().client(
+        "s3",
+        endpoint_url=endpoint_url,
+        region_name=settings.s3_region,
+        aws_access_key_id=settings.s3_access_key,
+        aws_secret_access_key=settings.s3_secret_key.get_secret_value(),
+        config=Config(
+            signature_version="s3v4",
+            s3={"addressing_style": "path"},
+            request_checksum_calculation="when_required",
+            response_checksum_validation="when_required",
+            connect_timeout=min(5, read_timeout_s),
+            read_timeout=read_timeout_s,
+            retries={"mode": "standard", "total_max_attempts": n_tries},
+        ),
+    )
+
+
+@contextmanager
+def _translated(what: str) -> Iterator[None]:
+    """The border to botocore: its errors become ours, by status."""
+    try:
+        yield
+    except ClientError as error:
+        if _status(error) == 404:
+            raise NotFound(f"The object store has no {what!r}.", key=what) from error
+        raise Unavailable(
+            f"The object store refused {what!r} (status {_status(error)}).", key=what
+        ) from error
+    except (BotoCoreError, Boto3Error) as error:
+        raise Unavailable("The object store does not answer; try again in a moment.", key=what) from error
+
+
+def _status(error: ClientError) -> int:
+    return int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
+
+
+def _measure(path: Path) -> tuple[int, str]:
+    with path.open("rb") as file:
+        return path.stat().st_size, hashlib.file_digest(file, "sha256").hexdigest()
