@@ -225,7 +225,7 @@ def init_sae(
         W_enc = torch.cat([core_W_enc, W_enc], dim=1)
         W_dec = torch.cat([core_W_dec, W_dec])
     return MatryoshkaSae(
-        W_enc=W_enc.contiguous(),
+        W_enc=W_enc.clone(memory_format=torch.contiguous_format),
         b_enc=torch.zeros(config.n_latents),
         W_dec=W_dec,
         b_dec=geometric_median(first_batch),

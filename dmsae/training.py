@@ -1,0 +1,327 @@
+"""How is one SAE trained: the loop, the optimiser, which latents are dead, the inference threshold?
+
+The losses are in `losses.py`. Where activations come from is left to the stream, when to report or to stop
+to the caller.
+"""
+
+import copy
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from itertools import islice
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from dmsae.config import DistillationConfig, TrainingConfig
+from dmsae.errors import CycleFailed, DmsaeError
+from dmsae.losses import Losses, dead_latent_loss, reconstruction_losses, total_loss, variance
+from dmsae.randomness import named_generator
+from dmsae.sae import Core, MatryoshkaSae, batch_topk, decode_prefixes, init_sae, normalise_rows_
+
+ADAM_BETAS = (0.9, 0.999)
+"""METHOD 6."""
+MAX_WARMUP_STEPS = 1000
+"""Warm-up where none is given: this or 2% of the steps, the smaller (METHOD 6)."""
+MAX_DEAD_AFTER_TOKENS = 10_000_000
+"""When a latent counts as dead where not given: this or 10% of the tokens, the smaller (METHOD 5)."""
+
+
+class Stream(Protocol):
+    """Batches of x_n, float32 (batch_tokens, d_model), all equally long, in an order that never varies."""
+
+    @property
+    def n_steps(self) -> int:
+        """Number of whole batches of the cycle."""
+
+    def __iter__(self) -> Iterator[Tensor]:
+        """Give itself."""
+
+    def __next__(self) -> Tensor:
+        """Give the next batch."""
+
+    def seek(self, step: int, /) -> None:
+        """Make the batch of `step` the next one."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Give the position."""
+
+    def load_state_dict(self, state: dict[str, Any], /) -> None:
+        """Go to a position that `state_dict` gave."""
+
+
+class Progress(NamedTuple):
+    """What one step shows, of this step's batch where not said otherwise."""
+
+    step: int
+    """Steps done."""
+    n_steps: int
+    n_tokens: int
+    """Tokens trained on so far."""
+    loss: float
+    """What was minimised, the dead latents' part with its weight."""
+    aux_loss: float
+    """The dead latents' part without its weight."""
+    l0: float
+    """Mean number of active latents of a token."""
+    l0_core: float
+    explained_variance: float | None
+    """1 - E||x - x_hat||^2 / E||x - E x||^2 of the widest prefix; None where the batch does not vary."""
+    explained_variance_first: float | None
+    """The same of the most nested prefix."""
+    dead_fraction: float
+    """Share of the latents that count as dead."""
+    clipped_fraction: float
+    """Share of all steps so far whose gradient was clipped."""
+    lr: float
+
+
+def learning_rate(config: TrainingConfig, step: int, *, n_steps: int) -> float:
+    """Give the learning rate of `step` (from 0): a linear rise, then level, then a linear fall (METHOD 6)."""
+    n_warmup = config.warmup_steps
+    if n_warmup is None:
+        n_warmup = min(MAX_WARMUP_STEPS, n_steps // 50)
+    n_decay = config.lr_decay_fraction * n_steps
+    rise = (step + 1) / n_warmup if step < n_warmup else 1.0
+    fall = (n_steps - step) / n_decay if n_steps - step < n_decay else 1.0
+    return config.lr * min(rise, fall)
+
+
+def remove_radial_gradient_(W_dec: Float[Tensor, "n_latents d_model"]) -> None:
+    """Remove the gradient's component along each decoder row; rows have unit norm.
+
+    Mutates: `W_dec.grad`.
+    """
+    if W_dec.grad is not None:
+        rows = W_dec.detach()
+        along = (W_dec.grad * rows).sum(dim=1, keepdim=True)
+        W_dec.grad.addcmul_(along, rows, value=-1)
+
+
+@torch.no_grad()
+def inference_threshold(
+    sae: MatryoshkaSae, batches: Iterable[Float[Tensor, "batch d_model"]], k: int, *, n_tokens: int
+) -> Float[Tensor, " n_latents"]:
+    """Find the threshold above which a token of `batches` has k active latents on average (METHOD 7).
+
+    It lies one float below the (k * n_tokens)-th largest positive activation, so that strict > keeps this
+    one and the mean L0 is exactly k. Where more activations equal that one than fit, it is that value, and
+    the mean L0 is the closest one below k. Where fewer are positive it is 0. Memory: 2 k n_tokens floats.
+
+    Raises: CycleFailed(dataset_exhausted) where `batches` hold another number of tokens than `n_tokens`.
+    """
+    n_kept, n_seen = k * n_tokens, 0
+    found, n_found, floor = [torch.empty(0)], 0, torch.zeros(())
+    for x in batches:
+        pre_acts = sae.pre_acts(x)
+        found.append(pre_acts[pre_acts > floor])
+        n_seen, n_found = n_seen + len(x), n_found + len(found[-1])
+        if n_found > 2 * n_kept:
+            found = [torch.cat(found).topk(n_kept + 1, sorted=False).values]
+            floor, n_found = found[0].min(), n_kept + 1
+    if n_seen != n_tokens:
+        raise CycleFailed("dataset_exhausted", f"n_tokens = {n_seen}: the threshold needs {n_tokens}")
+    if n_found < n_kept:
+        return torch.zeros_like(sae.threshold)
+    largest = torch.cat(found).topk(min(n_kept + 1, n_found)).values
+    value = largest[n_kept - 1]
+    if largest[n_kept:].eq(value).any():
+        return torch.full_like(sae.threshold, value.item())
+    return torch.full_like(sae.threshold, torch.nextafter(value, torch.zeros(())).item())
+
+
+class Trainer:
+    """Trains one SAE step by step (METHOD 2, 4 to 7): same arguments and thread count, same bits.
+
+    All randomness is in the start; a step draws nothing.
+
+    Raises: CycleFailed where data or core do not fit: dataset_exhausted, core_empty, core_too_large,
+    core_mismatch.
+    """
+
+    def __init__(self, config: DistillationConfig, core: Core | None, stream: Stream, *, seed: int) -> None:
+        self.step, self.n_steps = 0, stream.n_steps
+        self._config, self._stream = config, stream
+        first_batch = self._first_batch()
+        self._batch_tokens, d_model = first_batch.shape
+        generator = named_generator(seed, "sae_start")
+        start = init_sae(config.sae, d_model, core=core, first_batch=first_batch, generator=generator)
+        self._n_core, self._prefix_widths = start.n_core, start.prefix_widths
+        # the core's encoder vectors are no parameter: no gradient, no share of the clip norm, no drift
+        self._core_W_enc = start.W_enc[:, : start.n_core].contiguous()
+        self._parameters = {
+            "W_enc": start.W_enc[:, start.n_core :].contiguous().requires_grad_(),
+            "b_enc": start.b_enc.requires_grad_(),
+            "W_dec": start.W_dec.requires_grad_(),
+            "b_dec": start.b_dec.requires_grad_(),
+        }
+        self._optimizer = torch.optim.Adam(
+            self._parameters.values(), lr=config.training.lr, betas=ADAM_BETAS, fused=True
+        )
+        self._dead_after_tokens = config.training.dead_after_tokens or max(
+            1, min(MAX_DEAD_AFTER_TOKENS, self.n_steps * self._batch_tokens // 10)
+        )
+        self._tokens_since_selected = torch.zeros(config.sae.n_latents, dtype=torch.int64)
+        self._n_clipped = 0
+
+    def run(self) -> Iterator[Progress]:
+        """Train to the end, from wherever training stands; may be left and called again after any step.
+
+        Raises: CycleFailed(dataset_exhausted) where the stream ends early, CycleFailed(non_finite).
+        """
+        while self.step < self.n_steps:
+            x = next(self._stream, None)
+            if x is None or len(x) != self._batch_tokens:
+                rule = f"the stream promised {self.n_steps} batches of {self._batch_tokens} tokens"
+                raise CycleFailed("dataset_exhausted", f"step {self.step} has no whole batch: {rule}")
+            yield self._train_step(x)
+
+    def finish(self) -> MatryoshkaSae:
+        """Give the trained SAE with its inference threshold, taken from the cycle's first training tokens.
+
+        Leaves trainer and stream as they were.
+
+        Raises: DmsaeError before the last step.
+        """
+        if self.step < self.n_steps:
+            raise DmsaeError(f"step = {self.step}: the SAE is finished only after all {self.n_steps} steps")
+        n_batches = min(self.n_steps, -(-self._config.training.threshold_tokens // self._batch_tokens))
+        sae, position = self.sae(), self._stream.state_dict()
+        self._stream.seek(0)
+        threshold = inference_threshold(
+            sae,
+            islice(self._stream, n_batches),
+            self._config.sae.k,
+            n_tokens=n_batches * self._batch_tokens,
+        )
+        self._stream.load_state_dict(position)
+        return replace(sae, threshold=threshold)
+
+    def sae(self) -> MatryoshkaSae:
+        """Copy the SAE as it stands, without a threshold (all 0)."""
+        W_enc, b_enc, W_dec, b_dec = (parameter.detach().clone() for parameter in self._parameters.values())
+        return MatryoshkaSae(
+            W_enc=torch.cat([self._core_W_enc, W_enc], dim=1),
+            b_enc=b_enc,
+            W_dec=W_dec,
+            b_dec=b_dec,
+            threshold=torch.zeros_like(b_enc),
+            prefix_widths=list(self._prefix_widths),
+            n_core=self._n_core,
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        """Copy all that decides how training goes on, the stream's position included."""
+        return copy.deepcopy(
+            {
+                "step": self.step,
+                "n_clipped": self._n_clipped,
+                "tokens_since_selected": self._tokens_since_selected,
+                "parameters": {name: parameter.detach() for name, parameter in self._parameters.items()},
+                "optimizer": self._optimizer.state_dict(),
+                "stream": self._stream.state_dict(),
+            }
+        )
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from where `state_dict` was taken, by a trainer made with the same arguments."""
+        state = copy.deepcopy(state)
+        self.step, self._n_clipped = state["step"], state["n_clipped"]
+        self._tokens_since_selected = state["tokens_since_selected"]
+        with torch.no_grad():
+            for name, parameter in self._parameters.items():
+                parameter.copy_(state["parameters"][name])
+        self._optimizer.load_state_dict(state["optimizer"])
+        self._stream.load_state_dict(state["stream"])
+
+    def _train_step(self, x: Float[Tensor, "batch d_model"]) -> Progress:
+        config = self._config.training
+        lr = learning_rate(config, self.step, n_steps=self.n_steps)
+        self._optimizer.param_groups[0]["lr"] = lr
+
+        losses, latent_acts = self._forward(x)
+        loss = total_loss(
+            losses,
+            aux_coefficient=config.aux_coefficient,
+            is_mean=self._config.sae.prefix_loss == "mean",
+        )
+        self._require_finite(x=x, loss=loss)
+        self._optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        remove_radial_gradient_(self._parameters["W_dec"])
+        norm = torch.nn.utils.clip_grad_norm_(self._parameters.values(), config.grad_clip_norm)
+        if not norm.isfinite():
+            self._require_finite(
+                **{f"{name}.grad": p.grad for name, p in self._parameters.items()}, norm=norm
+            )
+        self._optimizer.step()
+        with torch.no_grad():
+            normalise_rows_(self._parameters["W_dec"])
+
+        self.step += 1
+        self._n_clipped += int(norm > config.grad_clip_norm)
+        return self._progress(x, latent_acts, losses=losses, loss=loss, lr=lr)
+
+    def _forward(self, x: Float[Tensor, "batch d_model"]) -> tuple[Losses, Float[Tensor, "batch n_latents"]]:
+        """Encode, select, count the dead, reconstruct; give losses and latent activations."""
+        W_enc, b_enc, W_dec, b_dec = self._parameters.values()
+        centred = x - b_dec
+        pre_acts = torch.cat([centred @ self._core_W_enc, centred @ W_enc], dim=1) + b_enc
+        latent_acts = batch_topk(pre_acts, self._config.sae.k * len(x))
+        self._tokens_since_selected += len(x)
+        self._tokens_since_selected[(latent_acts > 0).any(dim=0)] = 0
+        x_hats = decode_prefixes(latent_acts, W_dec, b_dec, prefix_widths=self._prefix_widths)
+        dead = dead_latent_loss(x - x_hats[-1], pre_acts, W_dec, is_dead=self._is_dead())
+        return Losses(reconstruction_losses(x, x_hats), dead), latent_acts
+
+    def _is_dead(self) -> Bool[Tensor, " n_latents"]:
+        return self._tokens_since_selected >= self._dead_after_tokens
+
+    def _progress(
+        self,
+        x: Float[Tensor, "batch d_model"],
+        latent_acts: Float[Tensor, "batch n_latents"],
+        *,
+        losses: Losses,
+        loss: Float[Tensor, ""],
+        lr: float,
+    ) -> Progress:
+        n_active = (latent_acts > 0).sum(dim=0)
+        total = variance(x).item()
+        shares = [1 - error / total if total > 0 else None for error in losses.prefixes.tolist()]
+        return Progress(
+            step=self.step,
+            n_steps=self.n_steps,
+            n_tokens=self.step * self._batch_tokens,
+            loss=loss.item(),
+            aux_loss=losses.dead.item(),
+            l0=n_active.sum().item() / len(x),
+            l0_core=n_active[: self._n_core].sum().item() / len(x),
+            explained_variance=shares[-1],
+            explained_variance_first=shares[0],
+            dead_fraction=self._is_dead().double().mean().item(),
+            clipped_fraction=self._n_clipped / self.step,
+            lr=lr,
+        )
+
+    def _first_batch(self) -> Float[Tensor, "batch d_model"]:
+        if self.n_steps < 1:
+            rule = "the training part must fill at least one batch"
+            raise CycleFailed(
+                "dataset_exhausted", f"n_steps = {self.n_steps}: {rule}", param="training.batch_tokens"
+            )
+        self._stream.seek(0)
+        first_batch = next(self._stream)
+        self._stream.seek(0)
+        return first_batch
+
+    def _require_finite(self, **tensors: Tensor | None) -> None:
+        for name, tensor in tensors.items():
+            if tensor is not None and not tensor.isfinite().all():
+                raise CycleFailed(
+                    "non_finite",
+                    f"step {self.step}: {name} is not finite; a lower learning rate may help",
+                    step=self.step,
+                    tensor=name,
+                )
