@@ -212,6 +212,7 @@ def upgrade() -> None:
         unique=False,
         postgresql_where=sa.text("outcome IS NULL"),
     )
+    op.create_index("ix_attempts_closed_at", "attempts", ["closed_at"], unique=False)
     op.create_index("ix_attempts_worker_id", "attempts", ["worker_id"], unique=False)
     op.create_index(
         "uq_attempts_open", "attempts", ["cycle_id"], unique=True, postgresql_where=sa.text("outcome IS NULL")
