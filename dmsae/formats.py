@@ -1,11 +1,12 @@
 """How do an SAE and a core lie on disk?
 
 Both are a folder of one JSON and one safetensors file, written once into a fresh folder; nothing is pickled.
-The SAE's is the folder of SAELens 6, at raw scale; the core's is our own, at normalised scale and bit for bit.
+The SAE's is SAELens 6's folder, at raw scale; the core's is our own, at normalised scale and bit for bit.
 """
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -84,8 +85,8 @@ def load_core(folder: Path) -> Core:
         tensors = _read_tensors(data, CORE_TENSORS, {"n_core": len(facts["latents"])})
         return Core(
             **tensors,
-            rms=float(facts["rms"]),
-            median_norm=float(facts["median_norm"]),
+            rms=_positive(facts["rms"]),
+            median_norm=_positive(facts["median_norm"]),
             provenance=_read_provenance(facts["provenance"]),
             latents=[CoreLatent(**latent) for latent in facts["latents"]],
         )
@@ -101,8 +102,8 @@ def save_sae(folder: Path, sae: MatryoshkaSae, *, rms: float, facts: Mapping[str
     """Write an SAE into a fresh folder in SAELens 6's format, as a JumpReLU SAE at raw scale.
 
     W_enc and W_dec are unchanged; b_enc, b_dec and threshold are multiplied by `rms`, so that latent
-    activations of raw vectors are rms times those of normalised ones. `facts` go into the metadata, beside rms,
-    prefix_widths and n_core; they must be JSON and finite.
+    activations of raw vectors are rms times those of normalised ones. `facts` go into the metadata, beside
+    rms, prefix_widths and n_core; they must be JSON and finite.
 
     Raises: DmsaeError where the folder holds anything already or a fact has a reserved name.
     """
@@ -153,14 +154,13 @@ def load_sae(folder: Path) -> tuple[MatryoshkaSae, dict[str, Any]]:
         raw = MatryoshkaSae(
             **tensors, prefix_widths=list(facts["prefix_widths"]), n_core=int(facts["n_core"])
         )
-        return _scaled(raw, 1 / float(facts["rms"])), facts
+        return _scaled(raw, 1 / _positive(facts["rms"])), facts
     except (
         OSError,
         ValueError,
         TypeError,
         KeyError,
         AttributeError,
-        ZeroDivisionError,
         SafetensorError,
     ) as error:
         raise CycleFailed(
@@ -208,4 +208,12 @@ def _read_tensors(
 
 
 def _reason(error: Exception) -> str:
-    return f"no field {error}" if isinstance(error, KeyError) else str(error).splitlines()[0]
+    if isinstance(error, KeyError):
+        return f"no field {error}"
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def _positive(value: Any) -> float:
+    if not (math.isfinite(value) and value > 0):
+        raise ValueError(f"{value} is not a positive number")
+    return float(value)
