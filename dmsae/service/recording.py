@@ -1,0 +1,231 @@
+"""What does a finished, failed, crashed or handed-back attempt change?
+
+Each function is one transaction, refused as a whole if the attempt is not the open one any more. Where the
+job is being cancelled every outcome becomes `cancelled`.
+"""
+
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, Literal
+
+from sqlalchemy import func, insert, select, update
+from sqlalchemy.orm import Session
+
+from dmsae.errors import FAILURES
+from dmsae.service.claims import Claim, StoredFile
+from dmsae.service.database import wake_after_commit
+from dmsae.service.lineage_rows import write_core
+from dmsae.service.plain_json import plain_text
+from dmsae.service.results import CycleResult
+from dmsae.service.states import (
+    Held,
+    close_attempt,
+    end_unstarted_cycles,
+    lock_attempt,
+    move_cycle,
+    move_job,
+    tell,
+)
+from dmsae.service.tables import Artifact, Cycle
+
+ConfirmedBy = Literal["supervisor", "lease"]
+
+MESSAGE_CHARS = 2000
+
+
+@dataclass(frozen=True)
+class RetryPolicy:
+    """How often a cycle is tried, and how long it waits in between."""
+
+    max_attempts: int
+    backoff_s: float
+
+
+def record_success(
+    session: Session, claim: Claim, *, artifacts: tuple[StoredFile, ...], result: CycleResult
+) -> str:
+    """Record a finished cycle: core, lineage, artifacts, metrics; queue the next cycle or end the job.
+
+    Gives the outcome of the attempt: `cancelled` where the job was being cancelled.
+
+    Raises:
+        StaleAttempt: another attempt took its place; nothing is recorded.
+        CycleFailed: the lineage is wrong; nothing is recorded.
+    """
+    job = lock_attempt(session, claim)
+    if job.state == "cancelling":
+        _cancel(session, claim, confirmed_by="supervisor")
+        return "cancelled"
+    core_id = write_core(
+        session,
+        claim,
+        result.lineage,
+        input_core_id=claim.input_core_id,
+        seed=job.config.get("seed"),
+    )
+    session.execute(
+        insert(Artifact),
+        [
+            {
+                "job_id": claim.job_id,
+                "cycle_id": claim.cycle_id,
+                "attempt_id": claim.attempt_id,
+                "object_key": file.object_key,
+                "name": file.name,
+                "size_bytes": file.size_bytes,
+                "sha256": file.sha256,
+            }
+            for file in artifacts
+        ],
+    )
+    close_attempt(session, claim, "succeeded")
+    move_cycle(session, claim.cycle_id, "succeeded", output_core_id=core_id, metrics=result.metrics)
+    n_new = sum(entry.parent_core_index is None for entry in result.lineage.core)
+    n_core, n_dropped = len(result.lineage.core), len(result.lineage.dropped)
+    message = f"Cycle {claim.cycle_index} selected {n_core} latents: {n_new} new, {n_dropped} dropped."
+    data = {"core_id": core_id, "n_core": n_core, "n_new": n_new, "n_dropped": n_dropped}
+    tell(session, claim, "cycle_succeeded", message, data=data)
+    _go_on(session, claim, core_id, config=job.config)
+    return "succeeded"
+
+
+def record_failure(session: Session, held: Held, *, code: str, message: str, param: str | None = None) -> str:
+    """Record that a cycle failed for good, and its job with it; give the outcome of the attempt.
+
+    Raises:
+        StaleAttempt: another attempt took its place; nothing is recorded.
+    """
+    job = lock_attempt(session, held)
+    if job.state == "cancelling":
+        _cancel(session, held, confirmed_by="supervisor")
+        return "cancelled"
+    _fail(session, held, error=_error(code, message, param), outcome="failed")
+    return "failed"
+
+
+def record_crash(session: Session, held: Held, *, code: str, message: str, policy: RetryPolicy) -> str:
+    """Record that an attempt broke off without an answer: queue its cycle again, or fail it after too many.
+
+    `code` is `crashed`, `lease_expired` or `store_unavailable`. Gives the outcome of the attempt.
+
+    Raises:
+        StaleAttempt: another attempt took its place; nothing is recorded.
+    """
+    job = lock_attempt(session, held)
+    if job.state == "cancelling":
+        _cancel(session, held, confirmed_by="lease" if code == "lease_expired" else "supervisor")
+        return "cancelled"
+    error = _error(code, message, None)
+    n_failed = session.scalars(
+        update(Cycle)
+        .where(Cycle.id == held.cycle_id)
+        .values(n_failed_attempts=Cycle.n_failed_attempts + 1)
+        .returning(Cycle.n_failed_attempts)
+        .execution_options(synchronize_session=False)
+    ).one()
+    tell(session, held, "attempt_crashed", error["message"], data={"code": code, "n_failed": n_failed})
+    if n_failed >= policy.max_attempts:
+        told = f"All {n_failed} attempts broke off; the last: {message}"
+        _fail(session, held, error=_error("attempts_exhausted", told, None), outcome="crashed")
+        return "crashed"
+    close_attempt(session, held, "crashed", error=error)
+    wait = timedelta(seconds=policy.backoff_s * 2 ** (n_failed - 1))
+    _queue_again(session, held, reason=f"Waits for another attempt: {message}", wait=wait)
+    return "crashed"
+
+
+def record_hand_back(session: Session, held: Held, *, reason: str) -> str:
+    """Queue the cycle of an attempt that its worker gave up, not counted as failed; give the outcome.
+
+    Raises:
+        StaleAttempt: another attempt took its place; nothing is recorded.
+    """
+    job = lock_attempt(session, held)
+    if job.state == "cancelling":
+        _cancel(session, held, confirmed_by="supervisor")
+        return "cancelled"
+    close_attempt(session, held, "handed_back")
+    tell(session, held, "attempt_handed_back", reason)
+    _queue_again(session, held, reason=reason, wait=None)
+    return "handed_back"
+
+
+def record_cancelled(session: Session, held: Held, *, confirmed_by: ConfirmedBy) -> str:
+    """Record that the attempt of a job that is being cancelled has ended; give the outcome.
+
+    Raises:
+        StaleAttempt: another attempt took its place; nothing is recorded.
+    """
+    lock_attempt(session, held)
+    _cancel(session, held, confirmed_by=confirmed_by)
+    return "cancelled"
+
+
+def _cancel(session: Session, held: Held, *, confirmed_by: ConfirmedBy) -> None:
+    close_attempt(session, held, "cancelled")
+    reason = "The job was cancelled."
+    move_cycle(session, held.cycle_id, "cancelled", state_reason=reason)
+    end_unstarted_cycles(session, held.job_id, reason=reason)
+    move_job(session, held.job_id, "cancelled")
+    how = {
+        "supervisor": "Cancelled: the supervisor confirmed that the trainer is gone.",
+        "lease": "Cancelled: the attempt's lease ran out, and its number is fenced off.",
+    }
+    tell(session, held, "job_cancelled", how[confirmed_by], data={"confirmed_by": confirmed_by})
+
+
+def _fail(session: Session, held: Held, *, error: dict[str, Any], outcome: str) -> None:
+    close_attempt(session, held, outcome, error=error)
+    move_cycle(session, held.cycle_id, "failed", error=error, state_reason=error["message"])
+    reason = f"Cycle {held.cycle_index} failed."
+    end_unstarted_cycles(session, held.job_id, reason=reason)
+    tell(session, held, "cycle_failed", error["message"], data=error)
+    move_job(session, held.job_id, "failed", reason=error["message"], error=error)
+    tell(session, held, "job_failed", reason, data={"code": error["code"]})
+
+
+def _error(code: str, message: str, param: str | None) -> dict[str, Any]:
+    text = plain_text(message)[:MESSAGE_CHARS]
+    return {"code": code, "message": text, "param": param, "retryable": FAILURES.get(code, False)}
+
+
+def _queue_again(session: Session, held: Held, *, reason: str, wait: timedelta | None) -> None:
+    not_before = None if not wait else func.now() + wait
+    text = plain_text(reason)[:MESSAGE_CHARS]
+    move_cycle(session, held.cycle_id, "queued", not_before=not_before, state_reason=text)
+    wake_after_commit(session, held.resource_class)
+
+
+def _go_on(session: Session, claim: Claim, core_id: str, *, config: dict[str, Any]) -> None:
+    """Queue the next cycle, or end the job: all cycles are done, or the core has settled."""
+    following = session.execute(
+        select(Cycle.id, Cycle.resource_class)
+        .where(Cycle.job_id == claim.job_id, Cycle.index == claim.cycle_index + 1, Cycle.state == "waiting")
+        .with_for_update(key_share=True)
+    ).one_or_none()
+    if following is None:
+        move_job(session, claim.job_id, "succeeded")
+        tell(session, claim, "job_succeeded", "All cycles are done.")
+    elif _is_converged(session, claim, config):
+        end_unstarted_cycles(session, claim.job_id, reason="The core converged before this cycle.")
+        move_job(session, claim.job_id, "succeeded", reason="converged")
+        message = f"The core converged after cycle {claim.cycle_index}: later cycles are skipped."
+        tell(session, claim, "job_succeeded", message, data={"reason": "converged"})
+    else:
+        move_cycle(session, following.id, "queued", input_core_id=core_id, queued_at=func.now())
+        tell(session, claim, "cycle_queued", f"Cycle {claim.cycle_index + 1} waits for a worker.")
+        wake_after_commit(session, following.resource_class)
+
+
+def _is_converged(session: Session, claim: Claim, config: dict[str, Any]) -> bool:
+    tolerance = config.get("selection", {}).get("convergence_tolerance")
+    if tolerance is None or claim.cycle_index < 2:
+        return False
+    changes = session.scalars(
+        select(Cycle.metrics["core_change"])
+        .where(Cycle.job_id == claim.job_id)
+        .where(Cycle.index.in_((claim.cycle_index - 1, claim.cycle_index)))
+    ).all()
+    return len(changes) == 2 and all(
+        isinstance(change, int | float) and change <= tolerance for change in changes
+    )
