@@ -1,0 +1,235 @@
+"""Which activations are kept, and at what scale?
+
+The residual stream after layer L, harvested in batches of whole contexts (METHOD 3). In which order training
+sees them is the business of `stream.py`; how the model is cut, that of `models.py`.
+"""
+
+import math
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from dmsae.config import ActivationConfig
+from dmsae.errors import CycleFailed
+from dmsae.models import LoadedModel, hook_path, run_lower
+from dmsae.text import Contexts, Part
+
+SCALE_TOKENS = 100_000
+"""Training tokens from which median norm and rms are taken, in the order of the harvest (METHOD 3)."""
+
+
+class ContextBatch(NamedTuple):
+    """Contexts with what the model makes of them after layer L."""
+
+    input_ids: Int[Tensor, "n t"]
+    is_token: Bool[Tensor, "n t"]
+    """False at padding."""
+    document_index: Int[Tensor, " n"]
+    resid: Float[Tensor, "n t d_model"]
+    """float32, raw units, at all positions; meaningless at padding."""
+    is_kept: Bool[Tensor, "n t"]
+    """True at tokens that count: no padding, no special id, no norm beyond the limit."""
+
+
+class Scale(NamedTuple):
+    """The size of raw activations: taken once, in cycle 0, and passed on with the core."""
+
+    rms: float
+    """sqrt(E||x||^2) over kept tokens; x_n = x / rms."""
+    median_norm: float
+    """Median of ||x|| over all tokens that are neither padding nor special."""
+
+
+class Dropped(NamedTuple):
+    """How many positions were left out, by reason."""
+
+    padding: int
+    special: int
+    norm: int
+
+    def __add__(self, other: object) -> "Dropped":
+        """Add up reason by reason."""
+        if not isinstance(other, Dropped):
+            return NotImplemented
+        return Dropped(*(mine + theirs for mine, theirs in zip(self, other, strict=True)))
+
+
+@dataclass(frozen=True)
+class Harvester:
+    """Reads the residual stream of contexts, the same bits however often and wherever it starts."""
+
+    loaded: LoadedModel
+    config: ActivationConfig
+
+    def harvest(self, contexts: Contexts, *, max_norm: float = math.inf) -> Iterator[ContextBatch]:
+        """Run the lower layers over `contexts`, `model_batch_contexts` at a time.
+
+        Shapes: `max_norm` in raw units.
+
+        Raises: CycleFailed with `non_finite` where a token has no finite activation.
+        """
+        step = self.config.model_batch_contexts
+        for start in range(0, len(contexts.input_ids), step):
+            input_ids, is_token, document_index = (field[start : start + step] for field in contexts[:3])
+            resid = run_lower(self.loaded, input_ids, layer=self.config.layer)
+            candidate = is_token & ~self._is_special(input_ids)
+            self._require_finite(resid[candidate])
+            is_kept = candidate & (resid.norm(dim=-1) <= max_norm)
+            yield ContextBatch(input_ids, is_token, document_index, resid, is_kept)
+
+    def max_norm(self, scale: Scale) -> float:
+        """Give the norm in raw units beyond which a token is dropped."""
+        multiple = self.config.max_norm_multiple
+        return math.inf if multiple is None else multiple * scale.median_norm
+
+    def count_dropped(self, batch: ContextBatch, *, max_norm: float) -> Dropped:
+        """Count by reason what `harvest` left out of a batch."""
+        is_special = batch.is_token & self._is_special(batch.input_ids)
+        is_loud = batch.is_token & ~is_special & (batch.resid.norm(dim=-1) > max_norm)
+        return Dropped(*(int(mask.sum()) for mask in (~batch.is_token, is_special, is_loud)))
+
+    def _is_special(self, input_ids: Int[Tensor, "n t"]) -> Bool[Tensor, "n t"]:
+        return torch.isin(input_ids, torch.tensor(self.loaded.special_ids, dtype=torch.int64))
+
+    def _require_finite(self, resid: Float[Tensor, "n_tokens d_model"]) -> None:
+        if not torch.isfinite(resid).all():
+            raise CycleFailed(
+                "non_finite",
+                f"The model gives activations that are not finite at {hook_path(self.config.layer)}; "
+                "choose another layer or model.",
+                param="activations.layer",
+            )
+
+
+def collect(batches: Iterable[ContextBatch], *, n_tokens: int, part: Part) -> list[ContextBatch]:
+    """Read batches until they hold at least `n_tokens` kept tokens.
+
+    Raises: CycleFailed with `dataset_exhausted` where there are fewer.
+    """
+    collected: list[ContextBatch] = []
+    n_kept = 0
+    for batch in batches:
+        collected.append(batch)
+        n_kept += int(batch.is_kept.sum())
+        if n_kept >= n_tokens:
+            return collected
+    raise CycleFailed(
+        "dataset_exhausted",
+        f"{part}.n_tokens = {n_tokens}: the {part} part of the text holds {n_kept} tokens; "
+        "ask for fewer or give it a larger share in data.split.",
+        param=f"{part}.n_tokens",
+    )
+
+
+def measure_scale(norms: Float[Tensor, " n_tokens"], config: ActivationConfig) -> Scale:
+    """Take the median norm first, drop what lies too far above it, and the rms of the rest.
+
+    Shapes: norms in raw units of tokens that are neither padding nor special; the sums are float64.
+    """
+    norms = norms[:SCALE_TOKENS].double()
+    median = norms.median().item()
+    if config.max_norm_multiple is not None:
+        norms = norms[norms <= config.max_norm_multiple * median]
+    rms = norms.square().mean().sqrt().item()
+    if rms <= 0:
+        raise CycleFailed(
+            "non_finite",
+            f"All activations at {hook_path(config.layer)} are zero; choose another layer or model.",
+            param="activations.layer",
+        )
+    return Scale(rms=rms, median_norm=median)
+
+
+class Windows:
+    """The training part in windows of contiguous contexts: what is shuffled, kept or harvested again.
+
+    Windows are kept in memory up to `max_resident_bytes`, but always the last one used; the least recently
+    used goes first. Harvested again, a window has the same bits, since it always starts a batch of its own.
+    """
+
+    def __init__(self, harvester: Harvester, contexts: Contexts, *, max_resident_bytes: int) -> None:
+        size = harvester.config.shuffle_window_contexts
+        self.harvester = harvester
+        self._contexts = [
+            contexts._replace(
+                input_ids=contexts.input_ids[start : start + size],
+                is_token=contexts.is_token[start : start + size],
+                document_index=contexts.document_index[start : start + size],
+            )
+            for start in range(0, len(contexts.input_ids), size)
+        ]
+        self._max_resident_bytes = max_resident_bytes
+        self._resident: OrderedDict[int, Float[Tensor, "n_tokens d_model"]] = OrderedDict()
+
+    def __len__(self) -> int:
+        """Count the windows."""
+        return len(self._contexts)
+
+    def tokens(self, window: int) -> Float[Tensor, "n_tokens d_model"]:
+        """Give a window's tokens in the order of the text: raw, whatever their norm, without special ones."""
+        if window in self._resident:
+            self._resident.move_to_end(window)
+            return self._resident[window]
+        harvested = self.harvester.harvest(self._contexts[window])
+        tokens = torch.cat([batch.resid[batch.is_kept] for batch in harvested])
+        self._resident[window] = tokens
+        while len(self._resident) > 1 and self._resident_bytes() > self._max_resident_bytes:
+            self._resident.popitem(last=False)
+        return tokens
+
+    def count_dropped(self, window: int) -> Dropped:
+        """Count a window's padding and special tokens; what its norms drop is not known here."""
+        contexts = self._contexts[window]
+        n_tokens = int(contexts.is_token.sum())
+        n_special = n_tokens - len(self.tokens(window))
+        return Dropped(padding=contexts.is_token.numel() - n_tokens, special=n_special, norm=0)
+
+    def _resident_bytes(self) -> int:
+        return sum(tokens.nbytes for tokens in self._resident.values())
+
+
+class Survey(NamedTuple):
+    """What a first pass over the training part found."""
+
+    scale: Scale
+    max_norm: float
+    """Norm in raw units beyond which tokens are dropped."""
+    window_tokens: list[int]
+    """Kept tokens of each window that was read."""
+    dropped: Dropped
+
+
+def survey(windows: Windows, *, scale: Scale | None, n_tokens: int | None) -> Survey:
+    """Count the kept tokens of each window, and take the scale where none is given.
+
+    Stops early once `n_tokens` are kept (and the scale is known); null reads all.
+
+    Raises: CycleFailed with `dataset_exhausted` where there is no token at all.
+    """
+    config, norms, dropped = windows.harvester.config, [], Dropped(0, 0, 0)
+    for window in range(len(windows)):
+        norms.append(windows.tokens(window).norm(dim=-1))
+        dropped += windows.count_dropped(window)
+        n_seen = sum(map(len, norms))
+        if scale is None and n_seen >= SCALE_TOKENS:
+            scale = measure_scale(torch.cat(norms), config)
+        if scale is not None and n_tokens is not None and n_seen >= n_tokens:
+            max_norm = windows.harvester.max_norm(scale)
+            if sum(int((each <= max_norm).sum()) for each in norms) >= n_tokens:
+                break
+    if not sum(map(len, norms)):
+        raise _exhausted("data.split", "the training part of the text holds no token at all")
+    scale = scale or measure_scale(torch.cat(norms), config)
+    max_norm = windows.harvester.max_norm(scale)
+    window_tokens = [int((each <= max_norm).sum()) for each in norms]
+    n_loud = sum(map(len, norms)) - sum(window_tokens)
+    return Survey(scale, max_norm, window_tokens, dropped + Dropped(0, 0, n_loud))
+
+
+def _exhausted(param: str, rule: str) -> CycleFailed:
+    return CycleFailed("dataset_exhausted", f"{param}: {rule}.", param=param)

@@ -1,0 +1,131 @@
+"""In which order training sees the activations."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dmsae.activations import Dropped, Scale, Survey
+from dmsae.config import TrainingConfig
+from dmsae.errors import CycleFailed
+from dmsae.stream import Order, TokenStream, plan
+
+LOUD = 1000.0
+
+
+class NumberedWindows:
+    """Stands for harvested windows: the first number of each token is its place in the text."""
+
+    def __init__(self, window_tokens):
+        starts = [sum(window_tokens[:i]) for i in range(len(window_tokens))]
+        self.n_reads = 0
+        self._tokens = [
+            torch.stack([torch.arange(start, start + n).float(), torch.zeros(n)], dim=1)
+            for start, n in zip(starts, window_tokens, strict=True)
+        ]
+
+    def tokens(self, window):
+        self.n_reads += 1
+        return self._tokens[window]
+
+
+def make_stream(window_tokens, *, rms=1.0, order=None, windows=None, **training):
+    survey = Survey(Scale(rms, 1.0), LOUD, window_tokens, Dropped(0, 0, 0))
+    config = TrainingConfig(**{"batch_tokens": 8, **training})
+    return TokenStream(windows or NumberedWindows(window_tokens), survey, config, order=order or Order(0, 0))
+
+
+def places(stream):
+    return [batch[:, 0].int().tolist() for batch in stream]
+
+
+@given(
+    window_tokens=st.lists(st.integers(0, 40), min_size=1, max_size=5).filter(sum),
+    batch_tokens=st.integers(1, 16),
+    epochs=st.integers(1, 3),
+    data=st.data(),
+)
+def test_every_epoch_reads_each_of_the_first_tokens_once(window_tokens, batch_tokens, epochs, data):
+    available = sum(window_tokens)
+    budget = data.draw(st.integers(1, available * epochs))
+    segments = plan(window_tokens, budget, order=Order(0, 0))
+    assert sum(segment.n_tokens for segment in segments) == budget
+    if budget < batch_tokens:
+        return
+    stream = make_stream(window_tokens, n_tokens=budget, epochs=epochs, batch_tokens=batch_tokens)
+    batches = places(stream)
+    assert len(batches) == stream.n_steps == budget // batch_tokens
+    assert all(len(batch) == batch_tokens for batch in batches)
+    assert stream.n_tokens == stream.n_steps * batch_tokens
+    seen = [place for batch in batches for place in batch]
+    for start in range(0, len(seen) - available + 1, available):
+        assert sorted(seen[start : start + available]) == list(range(available))
+
+
+def test_without_a_budget_all_tokens_are_read_in_every_epoch():
+    stream = make_stream([30, 20, 14], epochs=3)
+    assert stream.n_tokens == 3 * 64
+
+
+def test_tokens_are_permuted_but_only_within_their_window():
+    batches = places(make_stream([64, 64], batch_tokens=64))
+    assert [min(batch) // 64 for batch in batches] in ([0, 1], [1, 0])
+    assert all(batch != sorted(batch) for batch in batches)
+    assert all(len({place // 64 for place in batch}) == 1 for batch in batches)
+
+
+def test_cycles_and_seeds_and_epochs_read_the_same_tokens_in_other_orders():
+    orders = [
+        [place for batch in places(make_stream([40, 40], order=order, n_tokens=48)) for place in batch]
+        for order in (Order(0, 0), Order(0, 1), Order(1, 0))
+    ]
+    assert all(sorted(order) == list(range(48)) for order in orders)
+    assert orders[0] != orders[1] != orders[2] != orders[0]
+    first, second = torch.tensor(places(make_stream([40], epochs=2))).view(2, 40).tolist()
+    assert first != second
+
+
+def test_the_same_order_gives_the_same_batches():
+    assert places(make_stream([40, 24])) == places(make_stream([40, 24]))
+
+
+@pytest.mark.parametrize("step", range(9))
+def test_stopped_and_resumed_is_never_stopped(step):
+    whole = places(make_stream([13, 40, 11, 8]))
+    stopped = make_stream([13, 40, 11, 8])
+    before = [next(stopped)[:, 0].int().tolist() for _ in range(step)]
+    resumed = make_stream([13, 40, 11, 8])
+    resumed.load_state_dict(stopped.state_dict())
+    assert before + places(resumed) == whole
+
+
+def test_any_step_can_be_sought():
+    stream = make_stream([13, 40, 11, 8])
+    whole = places(stream)
+    for step in (5, 0, 8, 3):
+        stream.seek(step)
+        assert next(stream)[:, 0].int().tolist() == whole[step]
+
+
+def test_activations_are_divided_by_the_rms():
+    plain, scaled = (torch.cat(list(make_stream([40], rms=rms))) for rms in (1.0, 4.0))
+    assert torch.equal(scaled, plain / 4)
+
+
+def test_tokens_beyond_the_norm_limit_are_never_seen():
+    windows = NumberedWindows([40])
+    windows._tokens[0][::2, 1] = 2 * LOUD
+    stream = make_stream([20], windows=windows, batch_tokens=10)
+    assert sorted(place for batch in places(stream) for place in batch) == list(range(1, 40, 2))
+
+
+def test_a_budget_beyond_the_data_is_exhausted_with_all_numbers():
+    with pytest.raises(CycleFailed, match=r"n_tokens = 200: .* 64 tokens, .*epochs = 3 makes 192") as caught:
+        make_stream([40, 24], n_tokens=200, epochs=3)
+    assert (caught.value.failure, caught.value.param) == ("dataset_exhausted", "training.n_tokens")
+
+
+def test_fewer_tokens_than_one_batch_are_exhausted():
+    with pytest.raises(CycleFailed, match=r"batch_tokens = 8: the cycle has 5 tokens") as caught:
+        make_stream([5])
+    assert (caught.value.failure, caught.value.param) == ("dataset_exhausted", "training.batch_tokens")
