@@ -1,0 +1,356 @@
+"""Which candidates become the next core, and who are they?
+
+Selection by share of the total score, and identity: an entry of the core given stays who it is, a new one
+begins here. How candidates are scored is left to `attribution.py`.
+"""
+
+import math
+from bisect import bisect_left
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from statistics import median
+from typing import Any, NamedTuple, TypedDict
+
+import torch
+
+from dmsae.activations import Scale
+from dmsae.attribution import Attribution
+from dmsae.config import CycleSpec, DistillationConfig
+from dmsae.errors import CycleFailed
+from dmsae.metrics import Drift
+from dmsae.sae import Core, CoreLatent, MatryoshkaSae, Provenance
+
+IDENTITY_LOST_BELOW = 0.5
+"""Median firing Jaccard of the kept latents under which their identity counts as lost (METHOD)."""
+
+
+class Choice(NamedTuple):
+    """The strongest candidates that hold the wanted share of the total score."""
+
+    ranking: list[int]
+    """All candidates by score descending, ties by index."""
+    n_wanted: int
+    """Size of the smallest set that holds the wanted share."""
+    n_chosen: int
+    """At most `max_core` of them."""
+    total: float
+    share: float
+    """What the chosen really hold of the total."""
+
+    @property
+    def members(self) -> list[int]:
+        """The chosen candidates by rank."""
+        return self.ranking[: self.n_chosen]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SelectedLatent:
+    """One entry of the new core."""
+
+    core_index: int
+    sae_index: int
+    latent_id: str
+    origin_job_id: str
+    origin_cycle: int
+    origin_index: int
+    parent_core_index: int | None
+    """Its place in the core given; null when new."""
+    times_selected: int
+    """Cycles without a break that selected it, this one included."""
+    score: float
+    score_se: float | None
+    """Over documents; null where there was one only."""
+    share: float
+    """Of the total score of this cycle's candidates."""
+    rank: int
+    """Place among all candidates; 0 is the strongest."""
+    encoder_norm: float
+    density: float
+    is_borderline: bool
+    """Selected on one half of the documents, not on the other."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DroppedLatent:
+    """One entry of the core given that is not selected again."""
+
+    core_index: int
+    """Its place in the core given, which is its row in this SAE too."""
+    sae_index: int
+    latent_id: str
+    score: float
+    share: float
+    rank: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Selection:
+    """The new core of a cycle and what became of the one it was given."""
+
+    cycle_index: int
+    n_candidates: int
+    n_wanted: int
+    """Latents that the wanted share takes; more than `n_core` where `max_core` cut it."""
+    share: float
+    """Share of the total score that the new core holds."""
+    effective_n: float
+    """exp(H) of the candidates' shares: over how many latents the score is spread."""
+    core: list[SelectedLatent]
+    """By core_index: latents of the core given first, in their old order, then new ones by rank."""
+    dropped: list[DroppedLatent]
+
+    @property
+    def n_kept(self) -> int:
+        """Latents of the core given that were selected again."""
+        return sum(latent.parent_core_index is not None for latent in self.core)
+
+    @property
+    def n_new(self) -> int:
+        """Latents that were in no core before."""
+        return len(self.core) - self.n_kept
+
+    @property
+    def is_truncated(self) -> bool:
+        """Whether `max_core` cut the set that holds the wanted share."""
+        return self.n_wanted > len(self.core)
+
+    @property
+    def retention(self) -> float | None:
+        """Share of the core given that was selected again; null without one."""
+        n_given = self.n_kept + len(self.dropped)
+        return self.n_kept / n_given if n_given else None
+
+    def to_metrics(self) -> dict[str, Any]:
+        """Give this cycle's entries of `metrics.json`."""
+        return {
+            "n_candidates": self.n_candidates,
+            "n_core": len(self.core),
+            "n_new": self.n_new,
+            "n_kept": self.n_kept,
+            "n_dropped": len(self.dropped),
+            "retention": self.retention,
+            "core_change": core_change(self),
+            "share": self.share,
+            "is_truncated": self.is_truncated,
+            "n_borderline": sum(latent.is_borderline for latent in self.core),
+            "core_density": median(latent.density for latent in self.core),
+            "score_effective_n": self.effective_n,
+            "score_effective_fraction": self.effective_n / self.n_candidates,
+        }
+
+
+class _Figures(TypedDict):
+    score: float
+    score_se: float | None
+    share: float
+    rank: int
+    encoder_norm: float
+    density: float
+    is_borderline: bool
+
+
+def select(attribution: Attribution, sae: MatryoshkaSae, *, spec: CycleSpec, given: Core | None) -> Selection:
+    """Select the core of this cycle among the candidates and give each member its identity.
+
+    `given` is the core that `sae` was built around, its latents in rows 0 to n_core - 1.
+
+    Raises: CycleFailed(degenerate_scores) where scores are not finite or all 0; CycleFailed(core_mismatch).
+    Source: METHOD 9 and "Identity and lineage". Our choice: the order of the new core.
+    """
+    given_latents = given.latents if given else []
+    if len(given_latents) != sae.n_core:
+        rule = f"must be the {sae.n_core} latents that the SAE was built around"
+        raise CycleFailed("core_mismatch", f"core = {len(given_latents)} latents: {rule}", param="core")
+    n_given, config = sae.n_core, spec.config
+    scores = attribution.scores[config.attribution.score].tolist()
+    _require_meaningful(scores, config.attribution.score)
+    choice = choose(scores, fraction=config.selection.attribution_fraction, max_core=config.max_core)
+    figures = _figures(attribution, sae, choice=choice, config=config)
+    members = sorted(index for index in choice.members if index < n_given)
+    members += [index for index in choice.members if index >= n_given]
+    core = [
+        SelectedLatent(
+            core_index=core_index,
+            sae_index=index,
+            parent_core_index=index if index < n_given else None,
+            **_identity(given_latents[index] if index < n_given else None, spec, index),
+            **figures[index],
+        )
+        for core_index, index in enumerate(members)
+    ]
+    return Selection(
+        cycle_index=spec.cycle_index,
+        n_candidates=len(scores),
+        n_wanted=choice.n_wanted,
+        share=choice.share,
+        effective_n=_effective_n(scores, choice.total),
+        core=core,
+        dropped=_dropped(given_latents, set(members), figures),
+    )
+
+
+def choose(scores: Sequence[float], *, fraction: float, max_core: int) -> Choice:
+    """Choose the smallest set that holds `fraction` of the total score, and at most `max_core` of it by rank.
+
+    A fraction of 1 takes every positive score, however small. Sums are exact (`math.fsum`). Nothing is chosen
+    where the total is 0.
+    """
+    ranking = sorted(range(len(scores)), key=lambda index: (-scores[index], index))
+    ordered = [scores[index] for index in ranking]
+    n_positive = sum(value > 0 for value in ordered)
+    total = math.fsum(ordered)
+    if n_positive == 0 or fraction == 1:
+        n_wanted = n_positive
+    else:
+        sizes = range(1, n_positive)
+        n_wanted = 1 + bisect_left(sizes, fraction * total, key=lambda size: math.fsum(ordered[:size]))
+    n_chosen = min(n_wanted, max_core)
+    share = math.fsum(ordered[:n_chosen]) / total if n_chosen else 0.0
+    return Choice(ranking, n_wanted, n_chosen, total, share)
+
+
+def core_change(selection: Selection) -> float | None:
+    """Give the share of the latents of old and new core that stand in one only; null without an old core.
+
+    Our choice: symmetric difference over union.
+    """
+    n_changed = selection.n_new + len(selection.dropped)
+    if selection.retention is None:
+        return None
+    return n_changed / (n_changed + selection.n_kept)
+
+
+def build_core(selection: Selection, sae: MatryoshkaSae, *, scale: Scale, provenance: Provenance) -> Core:
+    """Cut the selected latents out of `sae`, bit for bit, as the core that the next cycle is given."""
+    rows = torch.tensor([latent.sae_index for latent in selection.core])
+    return Core(
+        W_enc=sae.W_enc[:, rows].contiguous(),
+        W_dec=sae.W_dec[rows],
+        b_enc=sae.b_enc[rows],
+        threshold=sae.threshold[rows],
+        b_dec=sae.b_dec.clone(),
+        rms=scale.rms,
+        median_norm=scale.median_norm,
+        provenance=provenance,
+        latents=[
+            CoreLatent(
+                latent_id=latent.latent_id,
+                origin_job_id=latent.origin_job_id,
+                origin_cycle=latent.origin_cycle,
+                origin_index=latent.origin_index,
+                times_selected=latent.times_selected,
+            )
+            for latent in selection.core
+        ],
+    )
+
+
+def lineage_record(selection: Selection, drift: Drift | None) -> dict[str, Any]:
+    """Give what `lineage.json` holds: the new core, what was dropped, and how far kept latents drifted.
+
+    `drift` compares the latents of the core given, by their place in it; null in cycle 0.
+    """
+    core = []
+    for latent in selection.core:
+        parent = latent.parent_core_index
+        cosine = jaccard = None
+        if parent is not None and drift is not None:
+            cosine, jaccard = drift.decoder_cosine[parent], drift.firing_jaccard[parent]
+        core.append({**asdict(latent), "decoder_cosine": cosine, "firing_jaccard": jaccard})
+    jaccards = [entry["firing_jaccard"] for entry in core if entry["firing_jaccard"] is not None]
+    return {
+        "cycle_index": selection.cycle_index,
+        "n_candidates": selection.n_candidates,
+        "n_core": len(selection.core),
+        "n_new": selection.n_new,
+        "n_kept": selection.n_kept,
+        "n_dropped": len(selection.dropped),
+        "retention": selection.retention,
+        "share": selection.share,
+        "is_truncated": selection.is_truncated,
+        "identity_lost": bool(jaccards) and median(jaccards) < IDENTITY_LOST_BELOW,
+        "core": core,
+        "dropped": [asdict(latent) for latent in selection.dropped],
+    }
+
+
+def _require_meaningful(scores: list[float], name: str) -> None:
+    bad = [index for index, value in enumerate(scores) if not 0 <= value < math.inf]
+    if bad:
+        raise CycleFailed(
+            "degenerate_scores",
+            f"{len(bad)} of {len(scores)} candidates have no finite {name} score, latent {bad[0]} the first "
+            f"({scores[bad[0]]}): training diverged; try a lower training.lr.",
+            param="attribution.score",
+        )
+    if not 0 < sum(scores) < math.inf:
+        raise CycleFailed(
+            "degenerate_scores",
+            f"The {name} scores of all {len(scores)} candidates sum to {sum(scores)}: none matters to the "
+            "loss; train for longer, or raise sae.k.",
+            param="attribution.score",
+        )
+
+
+def _figures(
+    attribution: Attribution, sae: MatryoshkaSae, *, choice: Choice, config: DistillationConfig
+) -> list[_Figures]:
+    """Give the figures of every candidate."""
+    name, fraction = config.attribution.score, config.selection.attribution_fraction
+    first, second = (
+        set(choose(half[name].tolist(), fraction=fraction, max_core=config.max_core).members)
+        for half in attribution.half_scores
+    )
+    ranks = {index: rank for rank, index in enumerate(choice.ranking)}
+    columns = zip(
+        attribution.scores[name].tolist(),
+        attribution.standard_errors[name].tolist(),
+        attribution.densities.tolist(),
+        sae.W_enc.norm(dim=0).tolist(),
+        strict=False,  # the encoder goes on beyond the candidates
+    )
+    return [
+        _Figures(
+            score=score,
+            score_se=error if math.isfinite(error) else None,
+            share=score / choice.total,
+            rank=ranks[index],
+            encoder_norm=norm,
+            density=density,
+            is_borderline=(index in first) != (index in second),
+        )
+        for index, (score, error, density, norm) in enumerate(columns)
+    ]
+
+
+def _identity(parent: CoreLatent | None, spec: CycleSpec, sae_index: int) -> dict[str, Any]:
+    """Give who a latent is: who it was in the core given, or a new one of this cycle."""
+    if parent is not None:
+        return {**asdict(parent), "times_selected": parent.times_selected + 1}
+    return {
+        "latent_id": f"{spec.job_id}.{spec.cycle_index}.{sae_index}",
+        "origin_job_id": spec.job_id,
+        "origin_cycle": spec.cycle_index,
+        "origin_index": sae_index,
+        "times_selected": 1,
+    }
+
+
+def _dropped(given: list[CoreLatent], members: set[int], figures: list[_Figures]) -> list[DroppedLatent]:
+    return [
+        DroppedLatent(
+            core_index=index,
+            sae_index=index,
+            latent_id=latent.latent_id,
+            score=figures[index]["score"],
+            share=figures[index]["share"],
+            rank=figures[index]["rank"],
+        )
+        for index, latent in enumerate(given)
+        if index not in members
+    ]
+
+
+def _effective_n(scores: list[float], total: float) -> float:
+    shares = [score / total for score in scores]
+    return math.exp(-math.fsum(share * math.log(share) for share in shares if share > 0))

@@ -1,0 +1,80 @@
+"""Where is the residual stream replaced, and at which positions is a loss counted?
+
+The rules that attribution, ablation and evaluation share (METHOD 8, 10). What stands in the place of an
+activation is theirs to say.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from dmsae.activations import ContextBatch
+
+RunUpper = Callable[[Float[Tensor, "n t d_model"], Bool[Tensor, "n t"]], Float[Tensor, "n t vocab"]]
+"""Runs the layers after L: raw residual stream and is_token to logits, differentiable in the first."""
+
+UPPER_POSITIONS = 1024
+"""Positions of one pass through the upper layers; bounds memory, as one takes 200 kB of logits for 49,000 words."""
+
+
+def take_kept(batches: Iterable[ContextBatch], n_tokens: int) -> Iterator[ContextBatch]:
+    """Give the first `n_tokens` kept tokens, in their contexts; what follows them counts as not kept."""
+    n_left = n_tokens
+    for batch in batches:
+        is_within = batch.is_kept.flatten().cumsum(0).view_as(batch.is_kept) <= n_left
+        is_kept = batch.is_kept & is_within
+        n_rows = int(is_within.any(dim=1).sum())
+        yield _rows(batch._replace(is_kept=is_kept), 0, n_rows)
+        n_left -= int(is_kept.sum())
+        if n_left == 0:
+            return
+
+
+def split_rows(batches: Iterable[ContextBatch], n_positions: int = UPPER_POSITIONS) -> Iterator[ContextBatch]:
+    """Cut batches into pieces of whole contexts with at most `n_positions` positions, but one at least."""
+    for batch in batches:
+        n_rows, n_columns = batch.is_kept.shape
+        step = max(1, n_positions // max(1, n_columns))
+        for start in range(0, n_rows, step):
+            yield _rows(batch, start, start + step)
+
+
+def is_counted(batch: ContextBatch) -> Bool[Tensor, "n t"]:
+    """Mark the positions whose next-token loss counts: a kept input token with a token after it."""
+    counted = torch.zeros_like(batch.is_kept)
+    counted[:, :-1] = batch.is_kept[:, :-1] & batch.is_token[:, 1:]
+    return counted
+
+
+def splice(
+    batch: ContextBatch, values: Float[Tensor, "n_kept d_model"] | Float[Tensor, " d_model"]
+) -> Float[Tensor, "n t d_model"]:
+    """Put `values` (raw units) in the place of the kept activations and leave all others as they are."""
+    resid = batch.resid.clone()
+    resid[batch.is_kept] = values.expand(int(batch.is_kept.sum()), -1)
+    return resid
+
+
+def next_tokens(batch: ContextBatch, counted: Bool[Tensor, "n t"]) -> Int[Tensor, " n_counted"]:
+    """Give the token that follows each counted position."""
+    return batch.input_ids.roll(-1, dims=1)[counted]
+
+
+def row_losses(
+    logits: Float[Tensor, "n t vocab"], batch: ContextBatch, counted: Bool[Tensor, "n t"]
+) -> Float[Tensor, " n"]:
+    """Sum the counted next-token cross-entropies of each context.
+
+    Shapes: float64 nats, summed over the counted positions of a row.
+    """
+    losses = cross_entropy(logits[counted], next_tokens(batch, counted), reduction="none")
+    row_index = counted.nonzero()[:, 0]
+    sums = torch.zeros(len(counted), dtype=torch.float64)
+    return sums.index_add(0, row_index, losses.double())
+
+
+def _rows(batch: ContextBatch, start: int, stop: int) -> ContextBatch:
+    return ContextBatch(*(field[start:stop] for field in batch))
