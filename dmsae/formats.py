@@ -155,14 +155,7 @@ def load_sae(folder: Path) -> tuple[MatryoshkaSae, dict[str, Any]]:
             **tensors, prefix_widths=list(facts["prefix_widths"]), n_core=int(facts["n_core"])
         )
         return _scaled(raw, 1 / _positive(facts["rms"])), facts
-    except (
-        OSError,
-        ValueError,
-        TypeError,
-        KeyError,
-        AttributeError,
-        SafetensorError,
-    ) as error:
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, SafetensorError) as error:
         raise CycleFailed(
             "data_unreadable",
             f"sae = {str(folder)!r}: must be a whole SAE folder written by DMSAE ({_reason(error)})",
