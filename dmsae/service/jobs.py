@@ -1,0 +1,207 @@
+"""Which jobs are there, and where does one stand? Read, list, and change what is about a job, not in it."""
+
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, NamedTuple
+
+from sqlalchemy import ColumnElement, func, or_, select, tuple_, update
+from sqlalchemy.orm import Session
+
+from dmsae.errors import BadRequest, Forbidden, NotFound
+from dmsae.service.events import append_event
+from dmsae.service.paging import Page, decode_cursor, make_page
+from dmsae.service.progress import JobView, view_jobs
+from dmsae.service.requests import JobChanges
+from dmsae.service.states import lock_job
+from dmsae.service.submitting import PRIORITY_RANKS
+from dmsae.service.tables import Artifact, Attempt, Cycle, Event, Job, Owner
+
+
+@dataclass(frozen=True)
+class JobFilter:
+    """What a list of jobs is narrowed to; None leaves it wide."""
+
+    state: str | None = None
+    owner: str | None = None
+    tag: str | None = None
+    kind: str | None = None
+    text: str | None = None
+    """Part of the name or notes, in any case."""
+
+
+class CycleView(NamedTuple):
+    """A cycle, and how many attempts at it there were."""
+
+    cycle: Cycle
+    n_attempts: int
+
+
+class AttemptView(NamedTuple):
+    """An attempt, and the index of its cycle."""
+
+    cycle_index: int
+    attempt: Attempt
+
+
+class ArtifactView(NamedTuple):
+    """A stored object, and the index of its cycle."""
+
+    cycle_index: int
+    artifact: Artifact
+
+
+def find_job(session: Session, job_id: str, *, kind: str | None = None) -> Job:
+    """Give a job, of one kind if that is said.
+
+    Raises:
+        NotFound: there is no such job.
+    """
+    job = session.get(Job, job_id)
+    if job is None or kind not in (None, job.kind):
+        raise NotFound(f"There is no {kind or 'job'} {job_id!r}.", id=job_id)
+    return job
+
+
+def view_job(session: Session, job_id: str, *, kind: str | None = None) -> JobView:
+    """Show one job with its progress.
+
+    Raises:
+        NotFound: there is no such job.
+    """
+    return view_jobs(session, [find_job(session, job_id, kind=kind)])[0]
+
+
+def list_jobs(
+    session: Session, wanted: JobFilter, *, cursor: str | None = None, limit: int = 50
+) -> Page[JobView]:
+    """List jobs, the newest first.
+
+    Raises:
+        BadRequest: the cursor is malformed.
+    """
+    newest_first = (Job.created_at.desc(), Job.id.desc())
+    query = select(Job).where(*_conditions(wanted)).order_by(*newest_first).limit(limit + 1)
+    if cursor is not None:
+        query = query.where(tuple_(Job.created_at, Job.id) < tuple_(*_after(cursor)))
+    jobs = list(session.scalars(query))
+    last = jobs[limit - 1] if len(jobs) > limit else None
+    key = None if last is None else [last.created_at.isoformat(), last.id]
+    page = make_page(jobs, limit, last_key=key)
+    return Page(view_jobs(session, page.items), page.next_cursor)
+
+
+def require_owner(session: Session, job_id: str, owner_id: str) -> None:
+    """Refuse to change another owner's job.
+
+    Raises:
+        NotFound: there is no such job.
+        Forbidden: it belongs to another owner.
+    """
+    if find_job(session, job_id).owner_id != owner_id:
+        raise Forbidden(f"Job {job_id!r} belongs to another owner; only its owner may change it.", id=job_id)
+
+
+def change_job(session: Session, job_id: str, changes: JobChanges) -> None:
+    """Change name, tags, notes or priority; what is already so changes nothing.
+
+    Raises:
+        NotFound: there is no such job.
+    """
+    lock_job(session, job_id)
+    job = session.scalars(select(Job).where(Job.id == job_id).execution_options(populate_existing=True)).one()
+    wanted = changes.model_dump(exclude_unset=True)
+    changed = sorted(name for name, value in wanted.items() if getattr(job, name) != value)
+    if not changed:
+        return
+    for name in changed:
+        setattr(job, name, wanted[name])
+    session.flush()
+    if "priority" in changed:
+        session.execute(
+            update(Cycle)
+            .where(Cycle.job_id == job_id, Cycle.state.in_(("waiting", "queued", "running")))
+            .values(priority_rank=PRIORITY_RANKS[job.priority])
+        )
+    append_event(session, job_id, "job_changed", f"Changed: {', '.join(changed)}.", data={"fields": changed})
+    session.refresh(job)
+
+
+def list_events(session: Session, job_id: str, *, after: int, limit: int) -> list[Event]:
+    """List a job's events behind a sequence number, in order.
+
+    Raises:
+        NotFound: there is no such job.
+    """
+    find_job(session, job_id)
+    query = select(Event).where(Event.job_id == job_id, Event.seq > after).order_by(Event.seq).limit(limit)
+    return list(session.scalars(query))
+
+
+def list_attempts(session: Session, job_id: str) -> list[AttemptView]:
+    """List a job's attempts with the index of their cycle, in order, each with the end of its output.
+
+    Raises:
+        NotFound: there is no such job.
+    """
+    find_job(session, job_id)
+    rows = session.execute(
+        select(Cycle.index, Attempt)
+        .join(Cycle, Cycle.id == Attempt.cycle_id)
+        .where(Cycle.job_id == job_id)
+        .order_by(Cycle.index, Attempt.number)
+    )
+    return [AttemptView(*row) for row in rows]
+
+
+def list_artifacts(session: Session, job_id: str) -> list[ArtifactView]:
+    """List a job's stored objects with the index of their cycle, in order.
+
+    Raises:
+        NotFound: there is no such job.
+    """
+    find_job(session, job_id)
+    rows = session.execute(
+        select(Cycle.index, Artifact)
+        .join(Cycle, Cycle.id == Artifact.cycle_id)
+        .where(Artifact.job_id == job_id)
+        .order_by(Cycle.index, Artifact.name)
+    )
+    return [ArtifactView(*row) for row in rows]
+
+
+def list_cycles(session: Session, job_id: str) -> list[CycleView]:
+    """List a job's cycles in order, each with the number of its attempts.
+
+    Raises:
+        NotFound: there is no such job.
+    """
+    find_job(session, job_id)
+    n_attempts = select(func.count()).where(Attempt.cycle_id == Cycle.id).scalar_subquery()
+    rows = session.execute(select(Cycle, n_attempts).where(Cycle.job_id == job_id).order_by(Cycle.index))
+    return [CycleView(*row) for row in rows]
+
+
+def _conditions(wanted: JobFilter) -> list[ColumnElement[bool]]:
+    conditions: list[ColumnElement[bool]] = []
+    if wanted.state is not None:
+        conditions.append(Job.state == wanted.state)
+    if wanted.kind is not None:
+        conditions.append(Job.kind == wanted.kind)
+    if wanted.owner is not None:
+        owner_id = select(Owner.id).where(Owner.name == wanted.owner).scalar_subquery()
+        conditions.append(Job.owner_id == owner_id)
+    if wanted.tag is not None:
+        conditions.append(Job.tags.contains([wanted.tag]))
+    if wanted.text is not None:
+        texts = (Job.name, Job.notes)
+        conditions.append(or_(*(text.icontains(wanted.text, autoescape=True) for text in texts)))
+    return conditions
+
+
+def _after(cursor: str) -> tuple[Any, str]:
+    created_at, job_id = decode_cursor(cursor, str, str)
+    try:
+        moment = datetime.fromisoformat(created_at)
+    except ValueError as error:
+        raise BadRequest("The cursor is malformed.", param="cursor") from error
+    return moment, job_id

@@ -1,0 +1,152 @@
+"""How far is a job, how long will it still take, and why does it wait?"""
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any
+
+from sqlalchemy import func, select
+from sqlalchemy.orm import Session
+
+from dmsae.service.tables import FINAL_JOB_STATES, Attempt, Cycle, Job, Owner, Worker
+
+ALIVE = timedelta(seconds=60)
+"""A worker that was not seen for longer does not count."""
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a job stands; numbers of the cycle in hand come from its trainer's last line."""
+
+    n_cycles: int
+    n_cycles_done: int
+    cycle_index: int | None
+    """The cycle that runs or is queued."""
+    attempt_number: int | None
+    phase: str | None
+    latest: dict[str, Any] | None
+    """The trainer's last progress line."""
+    time_left_s: float | None
+    """Of the whole job, judged by its cycles so far; null while unknown."""
+    queue_position: int | None
+    """How many queued cycles of the same resource class come first, by priority and age."""
+
+
+@dataclass(frozen=True)
+class JobView:
+    """A job as it is shown."""
+
+    job: Job
+    owner: str
+    progress: Progress
+    state_reason: str | None
+
+
+@dataclass(frozen=True)
+class _Surroundings:
+    now: datetime
+    cycles: dict[str, list[Any]]
+    attempts: dict[str, Any]
+    positions: dict[str, int]
+    owners: dict[str, str]
+    live_classes: set[str]
+
+
+def view_jobs(session: Session, jobs: Sequence[Job]) -> list[JobView]:
+    """Show jobs with their progress, in the order given."""
+    if not jobs:
+        return []
+    around = _surroundings(session, [job.id for job in jobs])
+    return [_view(job, around) for job in jobs]
+
+
+def _surroundings(session: Session, job_ids: list[str]) -> _Surroundings:
+    cycles: dict[str, list[Any]] = defaultdict(list)
+    columns = (Cycle.id, Cycle.job_id, Cycle.index.label("cycle_index"), Cycle.state, Cycle.resource_class)
+    times = (Cycle.not_before, Cycle.started_at, Cycle.finished_at)
+    for row in session.execute(
+        select(*columns, *times).where(Cycle.job_id.in_(job_ids)).order_by(Cycle.job_id, Cycle.index)
+    ):
+        cycles[row.job_id].append(row)
+    attempts = session.execute(
+        select(Attempt.cycle_id, Attempt.number, Attempt.phase, Attempt.progress, Attempt.opened_at)
+        .join(Cycle, Cycle.id == Attempt.cycle_id)
+        .where(Cycle.job_id.in_(job_ids), Attempt.outcome.is_(None))
+    )
+    owners = session.execute(select(Job.id, Owner.name).join(Owner).where(Job.id.in_(job_ids)))
+    live = select(Worker.resource_class).where(
+        Worker.stopped_at.is_(None), Worker.last_seen_at > func.now() - ALIVE
+    )
+    return _Surroundings(
+        now=session.scalars(select(func.now())).one(),
+        cycles=cycles,
+        attempts={row.cycle_id: row for row in attempts},
+        positions=_queue_positions(session, job_ids),
+        owners={row.id: row.name for row in owners},
+        live_classes=set(session.scalars(live.distinct())),
+    )
+
+
+def _queue_positions(session: Session, job_ids: list[str]) -> dict[str, int]:
+    order = (Cycle.priority_rank, Cycle.queued_at, Cycle.id)
+    place = func.row_number().over(partition_by=Cycle.resource_class, order_by=order) - 1
+    queued = (
+        select(Cycle.job_id, place.label("place"))
+        .join(Job, Job.id == Cycle.job_id)
+        .where(Cycle.state == "queued", Job.held.is_(False))
+        .subquery()
+    )
+    rows = session.execute(select(queued.c.job_id, queued.c.place).where(queued.c.job_id.in_(job_ids)))
+    return {row.job_id: row.place for row in rows}
+
+
+def _view(job: Job, around: _Surroundings) -> JobView:
+    cycles = around.cycles.get(job.id, [])
+    current = next((cycle for cycle in cycles if cycle.state in ("running", "queued")), None)
+    attempt = around.attempts.get(current.id) if current is not None else None
+    progress = Progress(
+        n_cycles=len(cycles),
+        n_cycles_done=sum(cycle.state == "succeeded" for cycle in cycles),
+        cycle_index=current.cycle_index if current is not None else None,
+        attempt_number=attempt.number if attempt is not None else None,
+        phase=attempt.phase if attempt is not None else None,
+        latest=attempt.progress if attempt is not None else None,
+        time_left_s=_time_left_s(cycles, attempt, around.now),
+        queue_position=around.positions.get(job.id),
+    )
+    reason = _reason(job, current, progress, around)
+    return JobView(job, around.owners[job.id], progress, reason)
+
+
+def _time_left_s(cycles: list[Any], attempt: Any, now: datetime) -> float | None:
+    """Give what the trainer says of its cycle, plus for each later cycle the mean of those before."""
+    cycle_left_s = (attempt.progress or {}).get("time_left_s") if attempt is not None else None
+    if attempt is None or not isinstance(cycle_left_s, int | float):
+        return None
+    lengths = [
+        (cycle.finished_at - cycle.started_at).total_seconds()
+        for cycle in cycles
+        if cycle.state == "succeeded"
+    ]
+    so_far_s = (now - attempt.opened_at).total_seconds()
+    mean_s = sum(lengths) / len(lengths) if lengths else so_far_s + cycle_left_s
+    return float(cycle_left_s + mean_s * sum(cycle.state == "waiting" for cycle in cycles))
+
+
+def _reason(job: Job, current: Any, progress: Progress, around: _Surroundings) -> str | None:
+    if job.state in FINAL_JOB_STATES or current is None:
+        return job.state_reason
+    if job.state == "cancelling":
+        return job.state_reason or "It is cancelled once its trainer has stopped."
+    if job.held:
+        return "It is held, and waits until it is released."
+    if current.state == "running":
+        return job.state_reason
+    if current.not_before is not None and current.not_before > around.now:
+        return f"An attempt failed; the next begins after {current.not_before.isoformat(timespec='seconds')}."
+    if current.resource_class not in around.live_classes:
+        return f"No {current.resource_class} worker is running: start one with `dmsae worker`."
+    n_before = progress.queue_position or 0
+    ahead = f"{n_before} queued cycles come first" if n_before else "it comes next"
+    return f"It waits for a free {current.resource_class} worker; {ahead}."

@@ -1,0 +1,219 @@
+"""What may a client say? The request to distil: every setting optional, the rest from a preset.
+
+The partial sections are made from the classes of `dmsae.config`, so a setting is written down once. Every
+refusal, of types here or of rules there, becomes a `FieldProblem` that names field, value and rule.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    ValidationError,
+    create_model,
+)
+from pydantic.fields import FieldInfo
+from pydantic_core import PydanticCustomError
+
+from dmsae.config import PRESETS, DistillationConfig, Section
+from dmsae.errors import FieldProblem, InvalidConfig
+
+MOST_PROBLEMS = 50
+LONGEST_SHOWN = 200
+LATER_SOURCES = ("hub", "files", "texts", "activations", "huggingface")
+"""Tags of models and texts that later versions read."""
+
+
+def _no_nul(text: str) -> str:
+    if "\0" in text:
+        raise PydanticCustomError("nul", "must not contain a NUL character")
+    return text
+
+
+def _tidy_tags(tags: list[str]) -> list[str]:
+    return list(dict.fromkeys(tags))
+
+
+Name = Annotated[str, StringConstraints(min_length=1, max_length=200), AfterValidator(_no_nul)]
+Notes = Annotated[str, StringConstraints(max_length=10_000), AfterValidator(_no_nul)]
+Tag = Annotated[str, StringConstraints(min_length=1, max_length=64), AfterValidator(_no_nul)]
+Tags = Annotated[list[Tag], Field(max_length=32), AfterValidator(_tidy_tags)]
+Priority = Literal["low", "normal", "high"]
+
+
+def _partial(section: type[BaseModel], name: str) -> type[BaseModel]:
+    """Make a model with the same fields, rules and texts, of which none must be given."""
+    fields: dict[str, Any] = {
+        key: _optional(info, f"{name}{key.title()}") for key, info in section.model_fields.items()
+    }
+    return create_model(name, __base__=Partial, __doc__=section.__doc__, **fields)
+
+
+def _optional(info: FieldInfo, name: str) -> tuple[Any, Any]:
+    annotation: Any = info.annotation
+    if (
+        isinstance(annotation, type)
+        and issubclass(annotation, Section)
+        and "source" not in annotation.model_fields
+    ):
+        annotation = _partial(annotation, name)
+    if info.metadata:
+        annotation = Annotated[(annotation, *info.metadata)]
+    return annotation, Field(
+        default=None,
+        description=info.description,
+        discriminator=info.discriminator,
+        json_schema_extra=lambda schema: schema.pop("default", None),
+    )
+
+
+class Partial(BaseModel):
+    """Base of what a client sends: unknown fields are refused, numbers strict; what is left out is unset."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, use_attribute_docstrings=True, allow_inf_nan=False)
+
+
+if TYPE_CHECKING:
+    Settings = Partial
+else:
+    Settings = _partial(DistillationConfig, "Partial")
+
+
+class DistillationRequest(Settings):
+    """A distillation to run: a preset, and whatever is set otherwise."""
+
+    name: Name | None = None
+    """What people call it."""
+    tags: Tags = Field(default_factory=list)
+    """Words to find it by."""
+    notes: Notes | None = None
+    """Anything worth keeping with it."""
+    priority: Priority = "normal"
+    """Among the jobs of its owner, and between owners: high before normal before low."""
+    preset: str | None = Field(None, max_length=200)
+    """Named settings to start from: `demo`. Without one every setting that has no default must be given."""
+
+
+class JobChanges(Partial):
+    """What may change about a job at any time; null takes a name or notes away."""
+
+    name: Name | None = None
+    """What people call it."""
+    tags: Tags = Field(default_factory=list)
+    """Words to find it by; they replace the old ones."""
+    notes: Notes | None = None
+    """Anything worth keeping with it."""
+    priority: Priority = "normal"
+    """For the cycles that have not finished."""
+
+
+ABOUT_JOB = frozenset({"name", "tags", "notes", "priority", "preset"})
+
+
+def merge_preset(request: DistillationRequest) -> dict[str, Any]:
+    """Lay what the client set over the preset; a model or text replaces the preset's as a whole.
+
+    Raises:
+        InvalidConfig: there is no such preset.
+    """
+    chosen = request.model_dump(exclude_unset=True, exclude=set(ABOUT_JOB))
+    if request.preset is None:
+        return chosen
+    if request.preset not in PRESETS:
+        rule = f"unknown preset; known: {', '.join(sorted(PRESETS))}"
+        raise InvalidConfig([FieldProblem("preset", shown(request.preset), rule, "unknown_preset")])
+    return _overlay(PRESETS[request.preset], chosen)
+
+
+def validate_config(settings: Mapping[str, Any]) -> DistillationConfig:
+    """Build the resolved config.
+
+    Raises:
+        InvalidConfig: with every setting that is missing or cannot work.
+    """
+    try:
+        return DistillationConfig.model_validate(settings)
+    except ValidationError as error:
+        raise InvalidConfig(field_problems(error.errors(include_url=False))) from error
+
+
+def field_problems(errors: Sequence[Any]) -> list[FieldProblem]:
+    """Translate pydantic's error list: where, what was given, which rule."""
+    problems = [_problem(error) for error in errors[:MOST_PROBLEMS]]
+    later = [problem.param for problem in problems if problem.code == "not_yet_supported"]
+    return [problem for problem in problems if not _is_beside(problem, later)]
+
+
+def shown(value: Any) -> Any:
+    """Give a value as it may stand in an answer: as it is if short and plain JSON, else the start of it."""
+    try:
+        text = json.dumps(value, allow_nan=False)
+    except (TypeError, ValueError, RecursionError):
+        text = None
+    if text is not None and len(text) <= LONGEST_SHOWN:
+        return value
+    try:
+        start = text if text is not None else repr(value)
+    except (ValueError, RecursionError):
+        start = type(value).__name__
+    return start if len(start) <= LONGEST_SHOWN else f"{start[:LONGEST_SHOWN]}..."
+
+
+def _overlay(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(below)
+    for key, value in above.items():
+        mergeable = (
+            isinstance(value, dict) and isinstance(merged.get(key), dict) and "source" not in merged[key]
+        )
+        merged[key] = _overlay(merged[key], value) if mergeable else value
+    return merged
+
+
+def _problem(error: Mapping[str, Any]) -> FieldProblem:
+    context, value = error.get("ctx", {}), error.get("input")
+    param = _param(error["loc"])
+    kind = error["type"]
+    if kind == "rule":
+        inner = f"{param}.{context['param']}" if param else context["param"]
+        return FieldProblem(inner, shown(context["value"]), context["rule"], context["code"])
+    if kind == "missing":
+        return FieldProblem(param, None, "is required; set it, or name a preset", "missing_field")
+    if kind in ("extra_forbidden", "invalid_key"):
+        return FieldProblem(param, shown(value), "there is no such field", "unknown_field")
+    if _source_tag(error) in LATER_SOURCES:
+        rule = f"not yet supported; use {context.get('expected_tags') or context.get('expected')}"
+        return FieldProblem(
+            f"{param.removesuffix('.source')}.source", _source_tag(error), rule, "not_yet_supported"
+        )
+    rule = error["msg"].removeprefix("Input should ").removeprefix("Value error, ")
+    return FieldProblem(param, shown(value), rule[:LONGEST_SHOWN])
+
+
+def _source_tag(error: Mapping[str, Any]) -> Any:
+    """Give the tag of a model or text that was refused, if it is about that."""
+    if error["type"] == "union_tag_invalid":
+        return error.get("ctx", {}).get("tag")
+    if error["type"] == "literal_error" and error["loc"][-1] == "source":
+        value = error.get("input")
+        return value if isinstance(value, str) else None
+    return None
+
+
+def _is_beside(problem: FieldProblem, later: list[str]) -> bool:
+    """Whether a problem only repeats that a whole source is not yet supported."""
+    parents = [param.removesuffix("source") for param in later]
+    return problem.param not in later and any(problem.param.startswith(parent) for parent in parents)
+
+
+def _param(loc: Sequence[str | int]) -> str:
+    parts = [str(part) for part in loc]
+    if len(parts) > 2 and parts[0] == "model":
+        del parts[1]  # pydantic names the union's tag, which is no field
+    return ".".join(part.encode("utf-8", "replace").decode()[:LONGEST_SHOWN] for part in parts)[
+        : 2 * LONGEST_SHOWN
+    ]
