@@ -87,6 +87,10 @@ class Harvester:
         multiple = self.config.max_norm_multiple
         return math.inf if multiple is None else multiple * scale.median_norm
 
+    def count_candidates(self, contexts: Contexts) -> int:
+        """Count, without running the model, the tokens that are neither padding nor special."""
+        return int((contexts.is_token & ~self._is_special(contexts.input_ids)).sum())
+
     def count_dropped(self, batch: ContextBatch, *, max_norm: float) -> Dropped:
         """Count by reason what `harvest` left out of a batch."""
         is_special = batch.is_token & self._is_special(batch.input_ids)
@@ -117,13 +121,23 @@ def collect(batches: Iterable[ContextBatch], *, n_tokens: int, part: Part) -> li
         collected.append(batch)
         n_kept += int(batch.is_kept.sum())
         if n_kept >= n_tokens:
-            return collected
-    raise CycleFailed(
-        "dataset_exhausted",
-        f"{part}.n_tokens = {n_tokens}: the {part} part of the text holds {n_kept} tokens; "
-        "ask for fewer or give it a larger share in data.split.",
-        param=f"{part}.n_tokens",
-    )
+            break
+    require_tokens(n_kept, n_tokens=n_tokens, part=part)
+    return collected
+
+
+def require_tokens(n_available: int, *, n_tokens: int, part: Part) -> None:
+    """Refuse a part that holds fewer tokens than were asked for.
+
+    Raises: CycleFailed with `dataset_exhausted`.
+    """
+    if n_available < n_tokens:
+        raise CycleFailed(
+            "dataset_exhausted",
+            f"{part}.n_tokens = {n_tokens}: the {part} part of the text holds {n_available} tokens; "
+            "ask for fewer or give it a larger share in data.split.",
+            param=f"{part}.n_tokens",
+        )
 
 
 def measure_scale(norms: Float[Tensor, " n_tokens"], config: ActivationConfig) -> Scale:

@@ -9,7 +9,12 @@ import hashlib
 import torch
 
 
-def named_generator(seed: int, *names: str | int) -> torch.Generator:
-    """Make the CPU generator that belongs to `names` under `seed`, the same in every process."""
+def derived_seed(seed: int, *names: str | int) -> int:
+    """Give the seed that belongs to `names` under `seed`, the same in every process."""
     digest = hashlib.sha256(repr((seed, *names)).encode()).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+    return int.from_bytes(digest[:8], "big") >> 1
+
+
+def named_generator(seed: int, *names: str | int) -> torch.Generator:
+    """Make the CPU generator that belongs to `names` under `seed`."""
+    return torch.Generator().manual_seed(derived_seed(seed, *names))

@@ -1,7 +1,7 @@
 """In which order does training see the activations, and how much of them?
 
-One order, a function of (spec, step): kept tokens permuted within windows of contexts, and the windows too, newly
-in every cycle and epoch (METHOD 3). Which activations are kept is the business of `activations.py`.
+One order, a function of (spec, step): kept tokens permuted within windows of contexts, and the windows too,
+newly in every cycle and epoch (METHOD 3). Which activations are kept is the business of `activations.py`.
 """
 
 from bisect import bisect_right
@@ -45,7 +45,7 @@ class TokenStream:
     def __init__(self, windows: Windows, survey: Survey, config: TrainingConfig, *, order: Order) -> None:
         self._windows, self._survey, self._order = windows, survey, order
         self._batch_tokens = config.batch_tokens
-        budget = _budget(config, n_available=sum(survey.window_tokens))
+        budget = token_budget(config, n_available=sum(survey.window_tokens))
         self._segments = plan(survey.window_tokens, budget, order=order)
         self._ends = list(accumulate(segment.n_tokens for segment in self._segments))
         self._last_places: tuple[int, Int[Tensor, " n_tokens"]] | None = None
@@ -126,8 +126,11 @@ def _first(window_tokens: list[int], n_tokens: int) -> list[int]:
     return [max(0, min(n, n_tokens - start)) for n, start in zip(window_tokens, starts, strict=False)]
 
 
-def _budget(config: TrainingConfig, *, n_available: int) -> int:
-    """Give the tokens that this cycle may use, a last incomplete batch included."""
+def token_budget(config: TrainingConfig, *, n_available: int) -> int:
+    """Give the tokens that a cycle may use, a last incomplete batch included.
+
+    Raises: CycleFailed with `dataset_exhausted`.
+    """
     n_most = config.epochs * n_available
     budget = n_most if config.n_tokens is None else config.n_tokens
     if budget > n_most:

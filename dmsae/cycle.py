@@ -1,0 +1,128 @@
+"""The trainer's entry point: one cycle as a process, reported line by line.
+
+`python -m dmsae.cycle SPEC.json OUT/ [--core DIR] [--cache DIR] [--supervised]`
+
+Ties itself to its supervisor, reads the spec, and turns whatever goes wrong into one line and an exit status.
+It loads torch only after that; the steps of a cycle are in `cycle_steps.py`.
+"""
+
+import argparse
+import errno
+import os
+import sys
+import traceback
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from dmsae.config import CycleSpec
+from dmsae.errors import CycleFailed
+from dmsae.reporting import LineReport, claim_stdout
+from dmsae.supervision import tie_to_parent
+
+FAILED = 3
+"""Exit status after a `failed` line."""
+
+QUIET = {
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "HF_HUB_OFFLINE": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    "TQDM_DISABLE": "1",
+    "TRANSFORMERS_NO_ADVISORY_WARNINGS": "1",
+    "TRANSFORMERS_VERBOSITY": "error",
+}
+"""Environment under which libraries neither draw bars nor call home; read when they are imported."""
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one cycle and give the exit status."""
+    arguments = _parse(argv)
+    if arguments.supervised:
+        tie_to_parent()
+    report = LineReport(claim_stdout())
+    try:
+        _run(arguments, report)
+    except Exception as error:  # noqa: BLE001 - the last place: every failure becomes a line with a code
+        failure = as_failure(error)
+        if failure.failure == "internal_error":
+            traceback.print_exception(error, file=sys.stderr)
+        report.failed(failure.failure, failure.message, failure.param)
+        return FAILED
+    report.done()
+    return 0
+
+
+def read_spec(file: Path) -> CycleSpec:
+    """Read and check a spec.
+
+    Raises: CycleFailed with `spec_unsupported`, naming the field.
+    """
+    try:
+        return CycleSpec.model_validate_json(file.read_bytes())
+    except OSError as error:
+        raise CycleFailed("spec_unsupported", f"The spec {file} cannot be read: {error.strerror}.") from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = [*first["loc"], first.get("ctx", {}).get("param", "")]
+        param = ".".join(str(part) for part in place if part != "") or None
+        raise CycleFailed("spec_unsupported", f"{param or 'SPEC'}: {first['msg']}", param=param) from error
+
+
+def as_failure(error: Exception) -> CycleFailed:
+    """Translate what a cycle may raise into a failure with a code."""
+    if isinstance(error, CycleFailed):
+        return error
+    if _is_out_of_memory(error):
+        return CycleFailed(
+            "out_of_memory",
+            "The trainer ran out of memory; lower activations.model_batch_contexts, data.context_length or "
+            "sae.n_latents, or use a larger machine.",
+        )
+    if _is_disk_full(error):
+        return CycleFailed("disk_full", "The worker's disk is full; make room there and submit again.")
+    return CycleFailed("internal_error", f"{type(error).__name__}: {error}"[:1000])
+
+
+def _parse(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m dmsae.cycle", description="Run one cycle.")
+    parser.add_argument("spec", type=Path, metavar="SPEC.json", help="a dmsae.config.CycleSpec")
+    parser.add_argument("out", type=Path, metavar="OUT", help="folder to write; absent or empty")
+    parser.add_argument("--core", type=Path, help="core/ folder of the cycle before; absent for cycle 0")
+    parser.add_argument("--cache", type=Path, default=default_cache(), help="where converted models are kept")
+    parser.add_argument("--supervised", action="store_true", help="end when the parent or stdin does")
+    arguments = parser.parse_args(argv)
+    if arguments.out.exists() and (not arguments.out.is_dir() or any(arguments.out.iterdir())):
+        parser.error(f"OUT = {arguments.out}: must be absent or an empty folder")
+    return arguments
+
+
+def default_cache() -> Path:
+    """Give the user's cache folder for this program."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dmsae"
+
+
+def _run(arguments: argparse.Namespace, report: LineReport) -> None:
+    spec = read_spec(arguments.spec)
+    os.environ.update(QUIET)
+    from dmsae.cycle_steps import run_cycle
+
+    run_cycle(spec, arguments.out, core_dir=arguments.core, cache_dir=arguments.cache, report=report)
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM):
+        return True
+    # torch's CPU allocator has neither a class nor a code for it
+    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+
+
+def _is_disk_full(error: Exception) -> bool:
+    if isinstance(error, OSError):
+        return error.errno in (errno.ENOSPC, errno.EDQUOT)
+    # safetensors gives the operating system's number as text only
+    return f"(os error {errno.ENOSPC})" in str(error)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,174 @@
+"""What does a cycle work on: which core, model, contexts and activations?
+
+Everything that can be refused before training is refused here. The steps after it are in `cycle_steps.py`.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+from dmsae.activations import (
+    ContextBatch,
+    Dropped,
+    Harvester,
+    Scale,
+    Survey,
+    Windows,
+    collect,
+    require_tokens,
+    survey,
+)
+from dmsae.config import SPLIT_SALT, CycleSpec, DistillationConfig
+from dmsae.errors import CycleFailed
+from dmsae.formats import load_core
+from dmsae.models import LoadedModel, check_fit, hook_path, load_model, run_upper
+from dmsae.randomness import derived_seed
+from dmsae.reporting import Report
+from dmsae.sae import Core, Provenance
+from dmsae.splicing import RunUpper, take_kept
+from dmsae.stream import token_budget
+from dmsae.text import PARTS, Contexts, Part, build_contexts, check_ids, load_documents, split_documents
+
+MAX_RESIDENT_BYTES = 2 * 2**30
+"""Memory that harvested training windows may take; beyond it they are harvested again, with the same bits."""
+
+
+@dataclass(frozen=True)
+class CycleRun:
+    """What all steps of one cycle share."""
+
+    spec: CycleSpec
+    loaded: LoadedModel
+    core: Core | None
+    """The core that this cycle starts from; none in cycle 0."""
+    report: Report
+
+    @property
+    def config(self) -> DistillationConfig:
+        """The settings of the distillation."""
+        return self.spec.config
+
+    @property
+    def seed(self) -> int:
+        """Root of every random choice of this cycle."""
+        return derived_seed(self.config.seed, "cycle", self.spec.cycle_index)
+
+    @property
+    def run_upper(self) -> RunUpper:
+        """The layers after the hook; rows are padded on the right, so no mask is needed."""
+        return lambda resid, _is_token: run_upper(self.loaded, resid, layer=self.config.activations.layer)
+
+
+class Harvest(NamedTuple):
+    """The activations of the three parts."""
+
+    windows: Windows
+    """Training."""
+    survey: Survey
+    attribution: list[ContextBatch]
+    evaluation: list[ContextBatch]
+    dropped: dict[Part, Dropped]
+
+
+def open_run(spec: CycleSpec, *, core_dir: Path | None, cache_dir: Path, report: Report) -> CycleRun:
+    """Read the core, then the model, and refuse what does not fit together.
+
+    Raises: CycleFailed.
+    """
+    core = read_core(spec, core_dir)
+    run = CycleRun(spec, load_model(spec.config.model, cache_dir=cache_dir), core, report)
+    check_run(run)
+    return run
+
+
+def read_core(spec: CycleSpec, core_dir: Path | None) -> Core | None:
+    """Read the core that this cycle starts from.
+
+    Raises: CycleFailed with `core_mismatch`.
+    """
+    if (core_dir is None) != (spec.cycle_index == 0):
+        rule = "cycle 0 starts from no core" if core_dir else "a later cycle starts from the core before it"
+        raise CycleFailed(
+            "core_mismatch", f"cycle_index = {spec.cycle_index}, core = {core_dir}: {rule}.", param="core"
+        )
+    return None if core_dir is None else load_core(core_dir)
+
+
+def check_run(run: CycleRun) -> None:
+    """Refuse settings that this model or this core cannot meet, and say where the hook is.
+
+    Raises: CycleFailed.
+    """
+    layer = run.config.activations.layer
+    check_fit(run.loaded, layer=layer, context_length=run.config.data.context_length)
+    if run.core is not None:
+        run.core.require_provenance(provenance(run))
+    path = hook_path(layer)
+    run.report.event(
+        "hook_resolved",
+        f"Activations are the output of {path}, layer {layer} of 0 to {run.loaded.n_layers - 1}.",
+        {"path": path, "layer": layer, "n_layers": run.loaded.n_layers, "d_model": run.loaded.d_model},
+    )
+
+
+def provenance(run: CycleRun) -> Provenance:
+    """Say what this run's activations are."""
+    activations = run.config.activations
+    return Provenance(
+        model_revision=run.loaded.revision,
+        hook=f"{hook_path(activations.layer)}:{activations.hook}",
+        dtype=activations.model_dtype,
+        special_ids=run.loaded.special_ids,
+        split=tuple(run.config.data.split),
+        split_salt=SPLIT_SALT,
+    )
+
+
+def read_contexts(run: CycleRun) -> dict[Part, Contexts]:
+    """Split the text and cut each part into contexts, refusing at once a part that is plainly too small.
+
+    Raises: CycleFailed with `dataset_exhausted`, `data_unreadable` or `model_unreadable`.
+    """
+    config, loaded = run.config, run.loaded
+    documents = split_documents(load_documents(config.data.text), config.data.split)
+    contexts = {part: build_contexts(documents[part], loaded.tokenizer, config.data) for part in PARTS}
+    harvester = Harvester(loaded, config.activations)
+    n_candidates = {part: harvester.count_candidates(contexts[part]) for part in PARTS}
+    for part in PARTS:
+        check_ids(contexts[part], vocab_size=loaded.vocab_size)
+    token_budget(config.training, n_available=n_candidates["training"])
+    require_tokens(n_candidates["attribution"], n_tokens=config.attribution.n_tokens, part="attribution")
+    require_tokens(n_candidates["evaluation"], n_tokens=config.evaluation.n_tokens, part="evaluation")
+    return contexts
+
+
+def harvest_parts(run: CycleRun, contexts: dict[Part, Contexts]) -> Harvest:
+    """Harvest all three parts, at the core's scale or, in cycle 0, at their own.
+
+    Raises: CycleFailed with `dataset_exhausted` or `non_finite`.
+    """
+    config, core = run.config, run.core
+    harvester = Harvester(run.loaded, config.activations)
+    windows = Windows(harvester, contexts["training"], max_resident_bytes=MAX_RESIDENT_BYTES)
+    given = None if core is None else Scale(rms=core.rms, median_norm=core.median_norm)
+    found = survey(windows, scale=given, n_tokens=config.training.n_tokens)
+    dropped: dict[Part, Dropped] = {"training": found.dropped}
+
+    def read(part: Part, n_tokens: int) -> list[ContextBatch]:
+        batches = harvester.harvest(contexts[part], max_norm=found.max_norm)
+        taken = list(take_kept(collect(batches, n_tokens=n_tokens, part=part), n_tokens))
+        counts = (harvester.count_dropped(batch, max_norm=found.max_norm) for batch in taken)
+        dropped[part] = sum(counts, start=Dropped(0, 0, 0))
+        return taken
+
+    attribution = read("attribution", config.attribution.n_tokens)
+    evaluation = read("evaluation", config.evaluation.n_tokens)
+    run.report.event(
+        "tokens_dropped",
+        "; ".join(
+            f"{part}: {n.padding} padding, {n.special} special, {n.norm} above the norm limit"
+            for part, n in dropped.items()
+        ),
+        {part: n._asdict() for part, n in dropped.items()},
+    )
+    return Harvest(windows, found, attribution, evaluation, dropped)

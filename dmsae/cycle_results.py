@@ -1,0 +1,99 @@
+"""What does a cycle leave behind?
+
+The files of `OUT/`, as `docs/architecture.md` lists them. What an SAE and a core look like on disk is the
+business of `formats.py`.
+"""
+
+import json
+import resource
+import sys
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from safetensors.torch import save_file
+
+from dmsae.ablation import AblationCheck
+from dmsae.attribution import Attribution
+from dmsae.config import SPLIT_SALT
+from dmsae.cycle_inputs import CycleRun, Harvest, provenance
+from dmsae.formats import save_core, save_sae
+from dmsae.metrics import Evaluation
+from dmsae.models import hook_path
+from dmsae.pace import Clock
+from dmsae.reporting import finite_or_null
+from dmsae.sae import MatryoshkaSae
+from dmsae.selection import Selection, build_core, lineage_record
+from dmsae.stream import token_budget
+
+
+class Results(NamedTuple):
+    """What a cycle found out."""
+
+    harvest: Harvest
+    sae: MatryoshkaSae
+    attribution: Attribution
+    ablation: AblationCheck
+    selection: Selection
+    evaluation: Evaluation
+
+
+def metrics_record(run: CycleRun, results: Results, clock: Clock) -> dict[str, Any]:
+    """Give what `metrics.json` holds."""
+    training, survey, dropped = run.config.training, results.harvest.survey, results.harvest.dropped
+    n_steps = token_budget(training, n_available=sum(survey.window_tokens)) // training.batch_tokens
+    return {
+        "cycle_index": run.spec.cycle_index,
+        **results.selection.to_metrics(),
+        **results.evaluation.to_metrics(),
+        "ablation": results.ablation.to_metrics(),
+        "attribution_loss": results.attribution.loss,
+        "rms": survey.scale.rms,
+        "median_norm": survey.scale.median_norm,
+        "n_steps": n_steps,
+        "n_tokens": n_steps * training.batch_tokens,
+        "n_tokens_dropped": sum(sum(counts) for counts in dropped.values()),
+        "n_tokens_dropped_by_reason": {part: counts._asdict() for part, counts in dropped.items()},
+        "seconds": clock.total_s(),
+        "phase_seconds": clock.seconds,
+        "peak_memory_bytes": peak_memory_bytes(),
+    }
+
+
+def peak_memory_bytes() -> int:
+    """Give the most memory that this process has held so far."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def save(run: CycleRun, out: Path, results: Results, *, metrics: dict[str, Any]) -> None:
+    """Write everything that a cycle leaves behind."""
+    out.mkdir(parents=True, exist_ok=True)
+    scale = results.harvest.survey.scale
+    core = build_core(results.selection, results.sae, scale=scale, provenance=provenance(run))
+    (out / "spec.json").write_text(run.spec.model_dump_json(indent=1) + "\n", encoding="utf-8")
+    save_sae(out / "sae", results.sae, rms=scale.rms, facts=sae_facts(run, results.selection))
+    save_core(out / "core", core)
+    save_file(results.attribution.to_tensors(), out / "scores.safetensors")
+    _write_json(out / "lineage.json", lineage_record(results.selection, results.evaluation.drift))
+    _write_json(out / "metrics.json", metrics)
+
+
+def sae_facts(run: CycleRun, selection: Selection) -> dict[str, Any]:
+    """Give what the SAE's folder says about itself."""
+    return {
+        "job_id": run.spec.job_id,
+        "cycle_index": run.spec.cycle_index,
+        "seed": run.config.seed,
+        "model": run.config.model.model_dump(),
+        "model_revision": run.loaded.revision,
+        "hook_path": hook_path(run.config.activations.layer),
+        "split": run.config.data.split,
+        "split_salt": SPLIT_SALT,
+        "k": run.config.sae.k,
+        "core_latent_ids": [] if run.core is None else [latent.latent_id for latent in run.core.latents],
+        "selected": [[latent.sae_index, latent.latent_id] for latent in selection.core],
+    }
+
+
+def _write_json(file: Path, record: dict[str, Any]) -> None:
+    file.write_text(json.dumps(finite_or_null(record), indent=1, allow_nan=False) + "\n", encoding="utf-8")

@@ -1,0 +1,107 @@
+"""What are the steps of one cycle, and in which order?
+
+load, contexts, harvest, train, attribute, select, evaluate, save. Each is another module's; here
+they meet, are timed and reported. The process around them is in `cycle.py`.
+"""
+
+from pathlib import Path
+
+import torch
+
+from dmsae.ablation import AblationCheck, compare, measure_ablations, sample_latents
+from dmsae.attribution import Attribution, attribute
+from dmsae.config import CycleSpec
+from dmsae.cycle_inputs import CycleRun, Harvest, harvest_parts, open_run, read_contexts
+from dmsae.cycle_results import Results, metrics_record, save
+from dmsae.metrics import evaluate
+from dmsae.pace import Clock, Pace, estimate_measuring_s
+from dmsae.reporting import Report
+from dmsae.sae import MatryoshkaSae
+from dmsae.selection import Selection, select
+from dmsae.splicing import take_kept
+from dmsae.stream import Order, TokenStream
+from dmsae.training import Trainer
+
+
+def run_cycle(spec: CycleSpec, out: Path, *, core_dir: Path | None, cache_dir: Path, report: Report) -> None:
+    """Run one cycle around the core in `core_dir` and write its results into the empty folder `out`.
+
+    Mutates: torch's thread count and its choice of deterministic kernels, both for the whole process.
+
+    Raises: CycleFailed.
+    """
+    clock = Clock(report)
+    torch.set_num_threads(spec.config.n_threads)
+    torch.use_deterministic_algorithms(True)
+
+    clock.enter("loading")
+    run = open_run(spec, core_dir=core_dir, cache_dir=cache_dir, report=report)
+    contexts = read_contexts(run)
+
+    clock.enter("harvesting")
+    harvest = harvest_parts(run, contexts)
+    scale = harvest.survey.scale
+
+    clock.enter("training")
+    sae = train(run, harvest, harvest_s=clock.seconds["harvesting"])
+
+    clock.enter("attributing")
+    attribution = attribute(
+        harvest.attribution, run.run_upper, sae, rms=scale.rms, config=run.config.attribution
+    )
+    selection = select_core(run, attribution, sae)
+    ablation = check_scores(run, harvest, sae, attribution)
+
+    clock.enter("evaluating")
+    evaluation = evaluate(harvest.evaluation, run.run_upper, sae, rms=scale.rms, previous=run.core)
+    clock.stop()
+
+    results = Results(harvest, sae, attribution, ablation, selection, evaluation)
+    save(run, out, results, metrics=metrics_record(run, results, clock))
+
+
+def train(run: CycleRun, harvest: Harvest, *, harvest_s: float) -> MatryoshkaSae:
+    """Train this cycle's SAE, saying about once a second how far it is.
+
+    Raises: CycleFailed.
+    """
+    config = run.config
+    order = Order(config.seed, run.spec.cycle_index)
+    stream = TokenStream(harvest.windows, harvest.survey, config.training, order=order)
+    trainer = Trainer(config, run.core, stream, seed=run.seed)
+    harvested_tokens = sum(harvest.survey.window_tokens)
+    later_s = estimate_measuring_s(run.loaded, config, harvested_tokens=harvested_tokens, harvest_s=harvest_s)
+    pace = Pace(n_steps=stream.n_steps, batch_tokens=config.training.batch_tokens, later_s=later_s)
+    for progress in trainer.run():
+        if pace.is_due(progress.step):
+            figures = {**progress._asdict(), "n_tokens_total": stream.n_tokens, **pace.figures(progress.step)}
+            run.report.progress(figures)
+    return trainer.finish()
+
+
+def select_core(run: CycleRun, attribution: Attribution, sae: MatryoshkaSae) -> Selection:
+    """Select the next core, saying so where `max_core` cut it.
+
+    Raises: CycleFailed with `degenerate_scores` or `core_empty`.
+    """
+    selection = select(attribution, sae, spec=run.spec, given=run.core)
+    if selection.is_truncated:
+        wanted, fraction = selection.n_wanted, run.config.selection.attribution_fraction
+        run.report.event(
+            "core_truncated",
+            f"{wanted} latents hold {fraction:g} of the attribution; max_core = {run.config.max_core} keeps "
+            f"{len(selection.core)}, which hold {selection.share:.4f}.",
+            {"n_wanted": wanted, "n_core": len(selection.core), "share": selection.share},
+        )
+    return selection
+
+
+def check_scores(
+    run: CycleRun, harvest: Harvest, sae: MatryoshkaSae, attribution: Attribution
+) -> AblationCheck:
+    """Ablate a sample of latents one by one and set the measured loss changes beside their scores."""
+    config = run.config.attribution
+    latents = sample_latents(attribution, config=config, seed=run.seed)
+    batches = take_kept(harvest.attribution, config.ablation_tokens)
+    changes = measure_ablations(batches, run.run_upper, sae, rms=harvest.survey.scale.rms, latents=latents)
+    return compare(changes, attribution)

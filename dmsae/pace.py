@@ -1,0 +1,80 @@
+"""How long did each phase of a cycle take, and how long will the rest take?
+
+Times are for people: nothing that is computed depends on them.
+"""
+
+import time
+
+from dmsae.config import DistillationConfig
+from dmsae.models import LoadedModel
+from dmsae.reporting import Phase, Report
+
+
+class Clock:
+    """Tells the phases of a cycle as they begin, and sums the seconds of each."""
+
+    def __init__(self, report: Report) -> None:
+        self.seconds: dict[str, float] = {}
+        self._report = report
+        self._phase: Phase | None = None
+        self._started = self._entered = time.monotonic()
+
+    def enter(self, phase: Phase) -> None:
+        """Begin a phase and end the one before."""
+        self.stop()
+        self._phase = phase
+        self._report.phase(phase)
+
+    def stop(self) -> None:
+        """End the phase that runs."""
+        now = time.monotonic()
+        if self._phase is not None:
+            self.seconds[self._phase] = self.seconds.get(self._phase, 0.0) + now - self._entered
+        self._phase, self._entered = None, now
+
+    def total_s(self) -> float:
+        """Give the seconds since the clock was made."""
+        return time.monotonic() - self._started
+
+
+class Pace:
+    """Estimates the rest of training, and of what follows it."""
+
+    def __init__(self, *, n_steps: int, batch_tokens: int, later_s: float) -> None:
+        self._n_steps, self._batch_tokens, self._later_s = n_steps, batch_tokens, later_s
+        self._started = self._said = time.monotonic()
+
+    def is_due(self, step: int) -> bool:
+        """Whether a second has gone by since this was last true, or this is the last step."""
+        now = time.monotonic()
+        if now - self._said < 1 and step < self._n_steps:
+            return False
+        self._said = now
+        return True
+
+    def figures(self, step: int) -> dict[str, float]:
+        """Give speed and time left after `step` steps."""
+        step_s = (time.monotonic() - self._started) / max(1, step)
+        return {
+            "tokens_per_s": self._batch_tokens / step_s if step_s > 0 else 0.0,
+            "time_left_s": step_s * (self._n_steps - step) + self._later_s,
+        }
+
+
+def estimate_measuring_s(
+    loaded: LoadedModel, config: DistillationConfig, *, harvested_tokens: int, harvest_s: float
+) -> float:
+    """Estimate attribution and evaluation from the speed of the lower layers.
+
+    Takes a pass to cost what its weights are: attribution is one forward and one backward pass of the upper
+    layers, each ablated latent one pass, evaluation one for each prefix and four besides.
+    """
+    layers = loaded.model.model.layers
+    split = config.activations.layer + 1
+    lower: int = sum(p.numel() for layer in layers[:split] for p in layer.parameters())
+    upper: int = sum(p.numel() for layer in layers[split:] for p in layer.parameters())
+    upper += loaded.model.lm_head.weight.numel()
+    attribution, evaluation = config.attribution, config.evaluation
+    passes = 2 * attribution.n_tokens + attribution.ablation_latents * attribution.ablation_tokens
+    passes += evaluation.n_tokens * (4 + len(config.sae.block_widths) + 1)
+    return harvest_s / max(1, harvested_tokens) * upper / lower * passes
