@@ -18,7 +18,7 @@ from dmsae.config import AttributionConfig
 from dmsae.randomness import named_generator
 from dmsae.sae import MatryoshkaSae
 from dmsae.scoring import SCORES
-from dmsae.splicing import UPPER_POSITIONS, RunUpper, is_counted, row_losses, splice, split_rows
+from dmsae.splicing import UPPER_POSITIONS, RunUpper, is_counted, row_losses, splice, split_rows, take_rows
 
 
 class LossChanges(NamedTuple):
@@ -71,7 +71,7 @@ def measure_ablations(
     rms: float,
     latents: Int[Tensor, " n_sampled"],
 ) -> LossChanges:
-    """Measure by how much the loss rises when one latent at a time is left out of x_hat_1, the most nested one.
+    """Measure by how much the loss rises when one latent at a time is left out of x_hat_1.
 
     Only contexts in which a latent fires are run again without it: nothing changes in the others.
 
@@ -126,8 +126,9 @@ def _ablated_rows(
     columns[:, batch.is_kept] = acts[:, latents].T
     which_all, row_all = (columns > 0).any(dim=2).nonzero(as_tuple=True)
     step = max(1, UPPER_POSITIONS // batch.is_kept.shape[1])
-    for which, row in zip(which_all.split(step), row_all.split(step), strict=True):
-        part = ContextBatch(*(field[row] for field in batch))
+    for start in range(0, len(row_all), step):
+        which, row = which_all[start : start + step], row_all[start : start + step]
+        part = take_rows(batch, row)
         without = rms * columns[which, row, :, None] * sae.W_dec[latents[which], None, :]
         yield _AblatedRows(which, row, part._replace(resid=part.resid - without))
 

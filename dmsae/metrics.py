@@ -35,8 +35,8 @@ class Drift(NamedTuple):
 class Evaluation:
     """What an SAE reconstructs, and what the language model makes of it.
 
-    Lists have one entry per prefix, the narrowest first. Cross-entropies are means in nats. Explained variance
-    is null where the activations do not vary, what stands on losses where none is counted.
+    Lists have one entry per prefix, the narrowest first. Cross-entropies are means in nats. Explained
+    variance is null where the activations do not vary, what stands on losses where none is counted.
     """
 
     n_tokens: int
@@ -123,7 +123,7 @@ def evaluate(
     `previous` is the core that the SAE was built around, as it was in the SAE that selected it.
 
     Raises: CycleFailed(dataset_exhausted) where no token is kept, CycleFailed(non_finite).
-    Source: METHOD 10. `lr_saelens` is SAELens' `ce_loss_score` with the tokens dropped here as `ignore_tokens`:
+    Source: METHOD 10. `lr_saelens` is SAELens' `ce_loss_score` with what is dropped here as `ignore_tokens`:
     zeros at all positions, losses where the input token is not ignored (evals.py of 6.54).
     """
     mean = _mean(batches)
@@ -294,7 +294,7 @@ def _divergence(p: Float[Tensor, "n_counted vocab"], q: Float[Tensor, "n_counted
     """Sum KL(p || q) over positions, both given as log-probabilities."""
     return sum(
         (clean.exp() * (clean - spliced)).double().sum().item()
-        for clean, spliced in zip(p.split(KL_POSITIONS), q.split(KL_POSITIONS), strict=True)
+        for clean, spliced in zip(torch.split(p, KL_POSITIONS), torch.split(q, KL_POSITIONS), strict=True)
     )
 
 

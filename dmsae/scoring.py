@@ -40,8 +40,13 @@ class Firings(NamedTuple):
     def of_documents(self, chosen: Int[Tensor, " n_chosen"]) -> "Firings":
         """Keep the tokens of the chosen documents."""
         is_in = torch.isin(self.document, chosen)
-        parts = [field[is_in] for field in self[:4]]
-        return Firings(*parts, self.documents[torch.isin(self.documents, chosen)])
+        return Firings(
+            self.candidate[is_in],
+            self.document[is_in],
+            self.attribution[is_in],
+            self.latent_act[is_in],
+            self.documents[torch.isin(self.documents, chosen)],
+        )
 
 
 def score(firings: Firings, n_candidates: int, *, quantile: float) -> Scores:
@@ -73,10 +78,8 @@ def score_errors(firings: Firings, scores: Scores, *, quantile: float) -> Scores
     n_candidates, n_tokens = len(scores["quantile"]), firings.n_tokens
     is_above = firings.attribution.abs() > scores["quantile"][firings.candidate]
     share_error = _mean_error(firings, is_above, n_candidates)
-    low, high = (
-        _at_rank(firings, ((quantile + sign * share_error) * n_tokens).ceil().clamp(1, n_tokens).long())
-        for sign in (-1, 1)
-    )
+    places = (quantile + sign * share_error.nan_to_num() for sign in (-1, 1))
+    low, high = (_at_rank(firings, (place * n_tokens).ceil().clamp(1, n_tokens).long()) for place in places)
     return {
         "absolute": _mean_error(firings, firings.attribution.abs(), n_candidates),
         "signed": _mean_error(firings, firings.attribution, n_candidates),
@@ -119,7 +122,8 @@ def _mean_error(
     # where a candidate is silent in a whole document, S_d = 0 and the residual is what was expected
     excess = torch.zeros_like(mean).index_add(0, candidate, (sums - expected) ** 2 - expected**2)
     squares = (excess + mean**2 * (sizes.double() ** 2).sum()).clamp_min(0)
-    return (len(documents) / (len(documents) - 1) * squares).sqrt() / firings.n_tokens
+    errors: Tensor = (squares * len(documents) / (len(documents) - 1)).sqrt() / firings.n_tokens
+    return errors
 
 
 def _at_rank(firings: Firings, rank: Int[Tensor, " n_candidates"]) -> Float64[Tensor, " n_candidates"]:

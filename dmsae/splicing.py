@@ -17,17 +17,20 @@ RunUpper = Callable[[Float[Tensor, "n t d_model"], Bool[Tensor, "n t"]], Float[T
 """Runs the layers after L: raw residual stream and is_token to logits, differentiable in the first."""
 
 UPPER_POSITIONS = 1024
-"""Positions of one pass through the upper layers; bounds memory, as one takes 200 kB of logits for 49,000 words."""
+"""Positions of one pass through the upper layers; bounds memory, since each has a logit for every word."""
 
 
 def take_kept(batches: Iterable[ContextBatch], n_tokens: int) -> Iterator[ContextBatch]:
-    """Give the first `n_tokens` kept tokens, in their contexts; what follows them counts as not kept."""
+    """Give the first `n_tokens` kept tokens in their contexts; what follows them counts as not kept.
+
+    Contexts without any kept token are left out: nothing is replaced or counted in them.
+    """
     n_left = n_tokens
     for batch in batches:
-        is_within = batch.is_kept.flatten().cumsum(0).view_as(batch.is_kept) <= n_left
-        is_kept = batch.is_kept & is_within
-        n_rows = int(is_within.any(dim=1).sum())
-        yield _rows(batch._replace(is_kept=is_kept), 0, n_rows)
+        place = batch.is_kept.flatten().cumsum(0).view_as(batch.is_kept)
+        is_kept = batch.is_kept & (place <= n_left)
+        if is_kept.any():
+            yield take_rows(batch._replace(is_kept=is_kept), is_kept.any(dim=1))
         n_left -= int(is_kept.sum())
         if n_left == 0:
             return
@@ -39,7 +42,7 @@ def split_rows(batches: Iterable[ContextBatch], n_positions: int = UPPER_POSITIO
         n_rows, n_columns = batch.is_kept.shape
         step = max(1, n_positions // max(1, n_columns))
         for start in range(0, n_rows, step):
-            yield _rows(batch, start, start + step)
+            yield take_rows(batch, slice(start, start + step))
 
 
 def is_counted(batch: ContextBatch) -> Bool[Tensor, "n t"]:
@@ -76,5 +79,6 @@ def row_losses(
     return sums.index_add(0, row_index, losses.double())
 
 
-def _rows(batch: ContextBatch, start: int, stop: int) -> ContextBatch:
-    return ContextBatch(*(field[start:stop] for field in batch))
+def take_rows(batch: ContextBatch, rows: slice | Bool[Tensor, " n"] | Int[Tensor, " n_rows"]) -> ContextBatch:
+    """Give some contexts of a batch."""
+    return ContextBatch(*(field[rows] for field in batch))

@@ -1,0 +1,167 @@
+"""Claims about attribution: equal to autograd at the latents themselves, whatever the batches or padding."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from dmsae.activations import ContextBatch
+from dmsae.attribution import Attribution, attribute
+from dmsae.config import AttributionConfig
+from dmsae.errors import CycleFailed
+from dmsae.sae import MatryoshkaSae
+from dmsae.scoring import SCORES
+from tests.spliced import CutModel, in_batches, pad, random_sae, rms_of, rows_of
+
+LENGTHS = [9, 12, 2, 7, 12, 5]
+
+
+@pytest.fixture(scope="module")
+def model() -> CutModel:
+    return CutModel()
+
+
+@pytest.fixture(scope="module")
+def batch(model: CutModel) -> ContextBatch:
+    return model.contexts(LENGTHS)
+
+
+def config(**settings) -> AttributionConfig:
+    return AttributionConfig(**{"n_tokens": 10_000, **settings})
+
+
+def run(batches, model, sae, **settings) -> Attribution:
+    return attribute(batches, model, sae, rms=5.0, config=config(**settings))
+
+
+def brute_force(batch: ContextBatch, model: CutModel, sae: MatryoshkaSae, *, rms: float) -> Tensor:
+    """Attribute each latent activation at kept positions with autograd, the SAE inside the graph."""
+    n_candidates = sae.prefix_widths[0]
+    acts = sae.encode(batch.resid / rms)[..., :n_candidates].requires_grad_()
+    x_hat = rms * (sae.b_dec + acts @ sae.W_dec[:n_candidates])
+    logits = model(torch.where(batch.is_kept[..., None], x_hat, batch.resid), batch.is_token)
+    loss = torch.zeros((), dtype=logits.dtype)
+    for row in range(len(logits)):
+        for t in range(logits.shape[1] - 1):
+            if batch.is_kept[row, t] and batch.is_token[row, t + 1]:
+                loss = loss + cross_entropy(logits[row, t], batch.input_ids[row, t + 1])
+    loss.backward()
+    return (acts * acts.grad).detach()[batch.is_kept]
+
+
+def assert_same(one: Attribution, other: Attribution, *, rtol: float = 1e-4) -> None:
+    assert one[:3] == other[:3]
+    assert one.loss == pytest.approx(other.loss, rel=1e-5)
+    for name, tensor in one.to_tensors().items():
+        scale = tensor.nan_to_num().abs().max().item()
+        torch.testing.assert_close(
+            tensor, other.to_tensors()[name], rtol=rtol, atol=rtol * scale, equal_nan=True, msg=name
+        )
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_every_score_equals_autograd_at_the_latents_in_size_not_only_in_share(dtype):
+    model = CutModel(dtype)
+    batch, sae = model.contexts(LENGTHS), random_sae()
+    sae = replace(sae, **{k: v.to(dtype) for k, v in vars(sae).items() if isinstance(v, Tensor)})
+    rms = rms_of(batch)
+    found = attribute([batch], model, sae, rms=rms, config=config(quantile=0.7))
+    slow = brute_force(batch, model, sae, rms=rms).double()
+    acts = sae.encode(batch.resid[batch.is_kept] / rms)[:, : sae.prefix_widths[0]].double()
+    expected = {
+        "absolute": slow.abs().mean(dim=0),
+        "signed": (-slow.mean(dim=0)).relu(),
+        "quantile": torch.from_numpy(np.quantile(slow.abs().numpy(), 0.7, axis=0, method="inverted_cdf")),
+        "energy": acts.square().mean(dim=0),
+    }
+    assert expected["absolute"].count_nonzero() > 5
+    assert expected["quantile"].count_nonzero() > 0
+    tolerance = 1e-4 if dtype == torch.float32 else 1e-10
+    for name in SCORES:
+        atol = tolerance * expected[name].max().item()
+        torch.testing.assert_close(found.scores[name], expected[name], rtol=tolerance, atol=atol, msg=name)
+    torch.testing.assert_close(found.densities, (acts > 0).double().mean(dim=0))
+
+
+def test_scores_do_not_depend_on_how_contexts_are_batched(model, batch):
+    sae = random_sae()
+    whole = run([batch], model, sae)
+    for n_contexts in (1, 4):
+        assert_same(run(in_batches(batch, n_contexts), model, sae), whole)
+
+
+def test_padding_counts_for_nothing(model, batch):
+    sae = random_sae()
+    assert_same(run([pad(batch, 6)], model, sae), run([batch], model, sae))
+    short, full = rows_of(batch, [0]), rows_of(batch, [1])
+    trimmed = ContextBatch(
+        *(field[:, :9] if field.dim() > 1 else field for field in short)
+    )  # the context of nine tokens without any padding
+    assert_same(run([trimmed, full], model, sae), run([rows_of(batch, [0, 1])], model, sae))
+
+
+def test_exactly_the_first_kept_tokens_within_the_budget_are_read(model, batch):
+    sae, n_kept = random_sae(), int(batch.is_kept.sum())
+    found = run([batch], model, sae, n_tokens=14)
+    cut = batch.is_kept & (batch.is_kept.flatten().cumsum(0).view_as(batch.is_kept) <= 14)
+    assert found.n_tokens == 14
+    assert_same(found, run([batch._replace(is_kept=cut)], model, sae))
+    assert_same(run(in_batches(batch, 1), model, sae, n_tokens=14), found)
+    assert run([batch], model, sae, n_tokens=n_kept + 1).n_tokens == n_kept
+
+
+def test_losses_count_only_where_a_kept_token_has_a_next_one(model, batch):
+    found = run([batch], model, random_sae())
+    # the first token of a context is not kept here, the last has no next one
+    assert found.n_losses == sum(length - 2 for length in LENGTHS)
+    assert found.n_tokens == sum(length - 1 for length in LENGTHS)
+    assert found.n_documents == 3
+
+
+def test_with_the_error_term_the_model_sees_its_own_activations(model, batch):
+    logits = model(batch.resid, batch.is_token)
+    counted = batch.is_kept[:, :-1] & batch.is_token[:, 1:]
+    clean = cross_entropy(logits[:, :-1][counted], batch.input_ids[:, 1:][counted]).item()
+    with_error = run([batch], model, random_sae(), error_term="add")
+    without = run([batch], model, random_sae())
+    assert with_error.loss == pytest.approx(clean, rel=1e-5)
+    assert without.loss != pytest.approx(clean, rel=1e-2)
+    assert not torch.allclose(with_error.scores["absolute"], without.scores["absolute"], rtol=0.01)
+    assert torch.equal(with_error.scores["energy"], without.scores["energy"])
+
+
+def test_a_latent_that_never_fires_scores_exactly_zero(model, batch):
+    sae = random_sae()
+    sae.threshold[3] = 1e9
+    found = run([batch], model, sae)
+    assert all(found.scores[name][3] == 0 for name in SCORES)
+    assert found.densities[3] == 0
+
+
+def test_the_halves_are_every_other_document(model, batch):
+    sae = random_sae()
+    first, second = run([batch], model, sae).half_scores
+    for half, rows in ((first, [0, 1, 4, 5]), (second, [2, 3])):
+        alone = run([rows_of(batch, rows)], model, sae)
+        for name in SCORES:
+            torch.testing.assert_close(half[name], alone.scores[name], rtol=1e-4, atol=1e-6)
+
+
+def test_attribution_changes_neither_the_sae_nor_the_batch(model, batch):
+    sae = random_sae()
+    resid, W_dec = batch.resid.clone(), sae.W_dec.clone()
+    run([batch], model, sae)
+    assert torch.equal(batch.resid, resid)
+    assert torch.equal(sae.W_dec, W_dec)
+    assert not sae.W_dec.requires_grad
+
+
+def test_a_part_without_any_kept_token_fails_the_cycle(model, batch):
+    empty = batch._replace(is_kept=torch.zeros_like(batch.is_kept))
+    for batches in ([empty], []):
+        with pytest.raises(CycleFailed, match="no token that is kept") as caught:
+            run(batches, model, random_sae())
+        assert caught.value.failure == "dataset_exhausted"
