@@ -1,0 +1,83 @@
+"""How do processes log? One JSON object a line on stderr: a constant event name, fields, no secrets.
+
+Records of libraries (uvicorn, Celery) pass the same way.
+"""
+
+import logging
+import re
+import sys
+from collections.abc import Mapping, MutableMapping
+from typing import Any
+
+import structlog
+
+HIDDEN = "[hidden]"
+NAME = (
+    r"(?:\w*(?:password|passwd|secret|secret_key|access_key|api_?key|authorization|credentials?)"
+    r"|(?:\w*(?:hf|auth|access|api|session|security)[_-])?token"
+    r"|X-Amz-(?:Signature|Credential|Security-Token))"
+)
+SECRET_NAME = re.compile(NAME, re.IGNORECASE)
+SECRET_TEXT = re.compile(
+    rf"""
+    (?P<url>://[^\s/:@'"]*:)[^\s/@'"]+(?=@)             # user:password@ of a URL
+    | (?P<bearer>\bbearer\s+)[A-Za-z0-9._~+/=-]{{8,}}   # Authorization: Bearer ...
+    | (?P<named>\b{NAME}["']?\s*[=:]\s*["']?)(?!bearer\b)[^\s&"',;]+
+    | \b(?:dmsae|hf)_[A-Za-z0-9_-]{{16,}}               # keys of ours and of the model hub
+    """,
+    re.IGNORECASE | re.VERBOSE,
+)
+
+
+def redact(text: str) -> str:
+    """Hide what looks like a password, key or token; everything else stays."""
+    return SECRET_TEXT.sub(lambda found: next((kept for kept in found.groups() if kept), "") + HIDDEN, text)
+
+
+def configure_logs(level: str) -> None:
+    """Send structlog's and the standard library's records to stderr as redacted JSON."""
+    shared: list[structlog.typing.Processor] = [
+        structlog.contextvars.merge_contextvars,
+        structlog.processors.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+        structlog.processors.StackInfoRenderer(),
+        structlog.processors.format_exc_info,
+        _hide_secrets,
+    ]
+    structlog.configure(
+        processors=[*shared, structlog.processors.JSONRenderer()],
+        wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelNamesMapping()[level.upper()]),
+        logger_factory=structlog.WriteLoggerFactory(file=sys.stderr),
+        cache_logger_on_first_use=True,
+    )
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            foreign_pre_chain=shared,
+            processors=[
+                structlog.stdlib.ProcessorFormatter.remove_processors_meta,
+                structlog.processors.JSONRenderer(),
+            ],
+        )
+    )
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(level.upper())
+
+
+def _hide_secrets(_logger: Any, _method: str, fields: MutableMapping[str, Any]) -> Mapping[str, Any]:
+    return {name: HIDDEN if _is_secret(name) else _hidden(value) for name, value in fields.items()}
+
+
+def _hidden(value: Any) -> Any:
+    if isinstance(value, str):
+        return redact(value)
+    if isinstance(value, Mapping):
+        return {name: HIDDEN if _is_secret(name) else _hidden(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_hidden(item) for item in value]
+    return value
+
+
+def _is_secret(name: object) -> bool:
+    return SECRET_NAME.fullmatch(str(name)) is not None
