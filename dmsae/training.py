@@ -8,7 +8,7 @@ import copy
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from itertools import islice
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float
@@ -28,6 +28,7 @@ MAX_DEAD_AFTER_TOKENS = 10_000_000
 """When a latent counts as dead where not given: this or 10% of the tokens, the smaller (METHOD 5)."""
 
 
+@runtime_checkable
 class Stream(Protocol):
     """Batches of x_n, float32 (batch_tokens, d_model), all equally long, in an order that never varies."""
 

@@ -488,7 +488,7 @@ def test_the_same_seed_gives_the_same_bits_and_another_seed_others() -> None:
 
 @pytest.mark.parametrize("stop", [0, 1, 5, 11, 12])
 def test_stopped_and_resumed_equals_never_stopped(stop: int) -> None:
-    config, core = make_config(dead_after_tokens=BATCH, grad_clip_norm=0.05), make_core(D_MODEL, 5)
+    config, core = make_config(dead_after_tokens=2 * BATCH, grad_clip_norm=0.05), make_core(D_MODEL, 5)
     whole, steps = trained(config, core=core)
     first = make_trainer(config, core=core)
     run = first.run()
@@ -510,7 +510,7 @@ def test_stopped_and_resumed_equals_never_stopped(stop: int) -> None:
 
 
 def test_finishing_leaves_trainer_and_stream_as_they_were() -> None:
-    trainer, _ = trained(make_config())
+    trainer, _ = trained(make_config(threshold_tokens=3 * BATCH))
     stream_before, once = trainer._stream.state_dict(), trainer.finish()
     assert trainer._stream.state_dict() == stream_before
     assert_same_bits(trainer.finish(), once)
