@@ -1,0 +1,66 @@
+"""What must be put right when nobody else does: expired attempts, jobs stuck in `cancelling`, lost wake-ups.
+
+When to look, and how long an expired lease must have been watched, is the business of `worker/sweeper.py`.
+"""
+
+from datetime import timedelta
+
+from sqlalchemy import func, select
+from sqlalchemy.orm import Session
+
+from dmsae.errors import StaleAttempt
+from dmsae.service.claims import is_claimable
+from dmsae.service.leases import ExpiredLease, is_still_expired
+from dmsae.service.recording import RetryPolicy, record_crash
+from dmsae.service.states import Held, lock_attempt
+from dmsae.service.tables import Attempt, Cycle, Job
+
+MESSAGE = "The worker was not heard of for longer than its lease."
+
+
+def close_expired(session: Session, expired: ExpiredLease, *, policy: RetryPolicy) -> str | None:
+    """Close an attempt that was not renewed since it was seen expired; give its outcome, None if it lives."""
+    try:
+        lock_attempt(session, expired.held)
+    except StaleAttempt:
+        return None
+    if not is_still_expired(session, expired):
+        return None
+    return record_crash(session, expired.held, code="lease_expired", message=MESSAGE, policy=policy)
+
+
+def classes_waiting(session: Session, *, longer_than_s: float) -> list[str]:
+    """List the resource classes with cycles that could have been claimed for so long."""
+    since = func.clock_timestamp() - timedelta(seconds=longer_than_s)
+    rows = session.scalars(
+        select(Cycle.resource_class)
+        .join(Job, Job.id == Cycle.job_id)
+        .where(is_claimable(), func.greatest(Cycle.queued_at, Cycle.not_before) < since)
+        .distinct()
+        .order_by(Cycle.resource_class)
+    )
+    return list(rows)
+
+
+def abandoned_attempts(session: Session, *, closed_before_s: float, closed_after_s: float) -> list[Held]:
+    """List the attempts without success that closed so long ago: nothing refers to their objects."""
+    now = func.clock_timestamp()
+    rows = session.execute(
+        select(
+            Cycle.job_id,
+            Cycle.id,
+            Cycle.index,
+            Attempt.id,
+            Attempt.number,
+            Attempt.fence,
+            Cycle.resource_class,
+        )
+        .join(Cycle, Cycle.id == Attempt.cycle_id)
+        .where(
+            Attempt.outcome != "succeeded",
+            Attempt.closed_at < now - timedelta(seconds=closed_before_s),
+            Attempt.closed_at > now - timedelta(seconds=closed_after_s),
+        )
+        .order_by(Attempt.fence)
+    )
+    return [Held(*row) for row in rows]
