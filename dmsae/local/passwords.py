@@ -17,8 +17,6 @@ class Passwords:
     valkey: str
     s3_access_key: str
     s3_secret_key: str
-    s3_admin: str
-    """SeaweedFS' own administration."""
     s3_jwt_write: str
     s3_jwt_read: str
     s3_jwt_filer_write: str

@@ -55,7 +55,8 @@ class Postgres:
         if found != VERSION:
             raise Conflict(
                 f"{self.folder} was written by PostgreSQL {found}, but this is PostgreSQL {VERSION}: "
-                f"dump it with PostgreSQL {found}'s pg_dump, move the folder away, start again and restore the dump; "
+                f"dump it with PostgreSQL {found}'s pg_dump, move the folder away, "
+                "start again and restore the dump; "
                 "or choose another folder with --data."
             )
         self._remove_stale_pid_file()
@@ -114,8 +115,8 @@ class Postgres:
             result = subprocess.run(
                 [
                     *_drop_root(), str(find_binary("initdb")), "-D", str(fresh), "-U", USER,
-                    "-A", "scram-sha-256", f"--pwfile={password_file}", "--encoding=UTF8", "--locale=C", "--locale-provider=builtin",
-                    "--builtin-locale=C.UTF-8",
+                    "-A", "scram-sha-256", f"--pwfile={password_file}", "--encoding=UTF8",
+                    "--locale=C", "--locale-provider=builtin", "--builtin-locale=C.UTF-8",
                 ],
                 cwd=fresh, capture_output=True, text=True, errors="replace", check=False,
             )  # fmt: skip

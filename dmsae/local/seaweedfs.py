@@ -65,6 +65,7 @@ class SeaweedFS:
             "filer.localSocket": self._socket("filer"),
             "webdav": "false",
             "admin.ui": "false",
+            "disableHttp": "true",  # else anyone may GET /col/delete of the master, and a bucket is gone
             "master.telemetry": "false",
             "master.volumeSizeLimitMB": 128,
         }
@@ -82,7 +83,6 @@ class SeaweedFS:
                 "WEED_JWT_SIGNING_READ_KEY": self.passwords.s3_jwt_read,
                 "WEED_JWT_FILER_SIGNING_KEY": self.passwords.s3_jwt_filer_write,
                 "WEED_JWT_FILER_SIGNING_READ_KEY": self.passwords.s3_jwt_filer_read,
-                "WEED_ADMIN_PASSWORD": self.passwords.s3_admin,
             },
             is_ready=self.is_ready,
             stop_timeout_s=15,
