@@ -8,6 +8,7 @@ from sqlalchemy import ColumnElement, func, or_, select, tuple_, update
 from sqlalchemy.orm import Session
 
 from dmsae.errors import BadRequest, Forbidden, NotFound
+from dmsae.service import cancelling
 from dmsae.service.events import append_event
 from dmsae.service.paging import Page, decode_cursor, make_page
 from dmsae.service.progress import JobView, view_jobs
@@ -49,6 +50,11 @@ class ArtifactView(NamedTuple):
     cycle_index: int
     artifact: Artifact
 
+    @property
+    def filename(self) -> str:
+        """Give a name to save it under that tells it from other cycles' files."""
+        return f"{self.artifact.job_id}-cycle{self.cycle_index}-{self.artifact.name.replace('/', '-')}"
+
 
 def find_job(session: Session, job_id: str, *, kind: str | None = None) -> Job:
     """Give a job, of one kind if that is said.
@@ -56,7 +62,7 @@ def find_job(session: Session, job_id: str, *, kind: str | None = None) -> Job:
     Raises:
         NotFound: there is no such job.
     """
-    job = session.get(Job, job_id)
+    job = session.get(Job, job_id, populate_existing=True)
     if job is None or kind not in (None, job.kind):
         raise NotFound(f"There is no {kind or 'job'} {job_id!r}.", id=job_id)
     return job
@@ -90,29 +96,18 @@ def list_jobs(
     return Page(view_jobs(session, page.items), page.next_cursor)
 
 
-def require_owner(session: Session, job_id: str, owner_id: str) -> None:
-    """Refuse to change another owner's job.
+def change_job(session: Session, job_id: str, *, owner_id: str, changes: JobChanges) -> JobView:
+    """Change name, tags, notes or priority of an owner's job; what is already so changes nothing.
 
     Raises:
         NotFound: there is no such job.
         Forbidden: it belongs to another owner.
     """
-    if find_job(session, job_id).owner_id != owner_id:
-        raise Forbidden(f"Job {job_id!r} belongs to another owner; only its owner may change it.", id=job_id)
-
-
-def change_job(session: Session, job_id: str, changes: JobChanges) -> None:
-    """Change name, tags, notes or priority; what is already so changes nothing.
-
-    Raises:
-        NotFound: there is no such job.
-    """
+    _require_owner(session, job_id, owner_id)
     lock_job(session, job_id)
-    job = session.scalars(select(Job).where(Job.id == job_id).execution_options(populate_existing=True)).one()
+    job = find_job(session, job_id)
     wanted = changes.model_dump(exclude_unset=True)
     changed = sorted(name for name, value in wanted.items() if getattr(job, name) != value)
-    if not changed:
-        return
     for name in changed:
         setattr(job, name, wanted[name])
     session.flush()
@@ -122,8 +117,22 @@ def change_job(session: Session, job_id: str, changes: JobChanges) -> None:
             .where(Cycle.job_id == job_id, Cycle.state.in_(("waiting", "queued", "running")))
             .values(priority_rank=PRIORITY_RANKS[job.priority])
         )
-    append_event(session, job_id, "job_changed", f"Changed: {', '.join(changed)}.", data={"fields": changed})
-    session.refresh(job)
+    if changed:
+        message = f"Changed: {', '.join(changed)}."
+        append_event(session, job_id, "job_changed", message, data={"fields": changed})
+    return view_job(session, job_id)
+
+
+def cancel_job(session: Session, job_id: str, *, owner_id: str) -> JobView:
+    """Cancel an owner's job; one that has ended stays as it is.
+
+    Raises:
+        NotFound: there is no such job.
+        Forbidden: it belongs to another owner.
+    """
+    _require_owner(session, job_id, owner_id)
+    cancelling.cancel_job(session, job_id)
+    return view_job(session, job_id)
 
 
 def list_events(session: Session, job_id: str, *, after: int, limit: int) -> list[Event]:
@@ -179,6 +188,11 @@ def list_cycles(session: Session, job_id: str) -> list[CycleView]:
     n_attempts = select(func.count()).where(Attempt.cycle_id == Cycle.id).scalar_subquery()
     rows = session.execute(select(Cycle, n_attempts).where(Cycle.job_id == job_id).order_by(Cycle.index))
     return [CycleView(*row) for row in rows]
+
+
+def _require_owner(session: Session, job_id: str, owner_id: str) -> None:
+    if find_job(session, job_id).owner_id != owner_id:
+        raise Forbidden(f"Job {job_id!r} belongs to another owner; only its owner may change it.", id=job_id)
 
 
 def _conditions(wanted: JobFilter) -> list[ColumnElement[bool]]:

@@ -15,6 +15,16 @@ from dmsae.service.tables import Core, CoreLatent, Cycle, CycleOrigin, Latent
 
 
 @dataclass(frozen=True)
+class CoreFilter:
+    """Which core, and which part of it."""
+
+    cycle_index: int | None = None
+    """None: of the last cycle that selected one."""
+    min_selected: int = 1
+    """Only latents that were selected in at least so many unbroken cycles."""
+
+
+@dataclass(frozen=True)
 class CoreMember:
     """A latent in one core: who it is, and its place there."""
 
@@ -64,27 +74,25 @@ class Origins:
 def view_core(
     session: Session,
     job_id: str,
+    wanted: CoreFilter | None = None,
     *,
-    cycle_index: int | None = None,
-    min_selected: int = 1,
     cursor: str | None = None,
     limit: int = 1000,
 ) -> CoreView:
     """Show the core of a cycle, by default of the last one that has one, in the order of its latents.
 
-    `min_selected` keeps those that were selected in at least so many unbroken cycles.
-
     Raises:
         NotFound: there is no such distillation, or that cycle has no core (yet).
         BadRequest: the cursor is malformed.
     """
-    index, core = _find_core(session, job_id, cycle_index)
+    wanted = wanted or CoreFilter()
+    index, core = _find_core(session, job_id, wanted.cycle_index)
     times = _times_selected(job_id, index)
     query = (
         select(Latent, CoreLatent, times.c.n)
         .join(CoreLatent, CoreLatent.latent_id == Latent.id)
         .join(times, times.c.latent_id == Latent.id)
-        .where(CoreLatent.core_id == core.id, times.c.n >= min_selected)
+        .where(CoreLatent.core_id == core.id, times.c.n >= wanted.min_selected)
         .order_by(CoreLatent.core_index)
         .limit(limit + 1)
     )
@@ -92,9 +100,8 @@ def view_core(
         query = query.where(CoreLatent.core_index > decode_cursor(cursor, int)[0])
     members = [CoreMember(*row) for row in session.execute(query)]
     last_key = [members[limit - 1].place.core_index] if len(members) > limit else None
-    return CoreView(
-        core.id, index, core.n_latents, min_selected, make_page(members, limit, last_key=last_key)
-    )
+    page = make_page(members, limit, last_key=last_key)
+    return CoreView(core.id, index, core.n_latents, wanted.min_selected, page)
 
 
 def list_lineage(

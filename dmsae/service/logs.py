@@ -12,6 +12,9 @@ from typing import Any
 import structlog
 
 HIDDEN = "[hidden]"
+CHATTY = ("alembic", "botocore", "urllib3")
+"""Libraries of which only warnings are kept."""
+
 NAME = (
     r"(?:\w*(?:password|passwd|secret|secret_key|access_key|api_?key|authorization|credentials?)"
     r"|(?:\w*(?:hf|auth|access|api|session|security)[_-])?token"
@@ -63,6 +66,8 @@ def configure_logs(level: str) -> None:
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level.upper())
+    for name in CHATTY:
+        logging.getLogger(name).setLevel(logging.WARNING)
 
 
 def _hide_secrets(_logger: Any, _method: str, fields: MutableMapping[str, Any]) -> Mapping[str, Any]:

@@ -42,6 +42,11 @@ class JobView:
     progress: Progress
     state_reason: str | None
 
+    @property
+    def is_decided_by_version(self) -> bool:
+        """Whether the same version always looks the same: not while a cycle waits in the queue."""
+        return self.progress.cycle_index is None or self.progress.attempt_number is not None
+
 
 @dataclass(frozen=True)
 class _Surroundings:

@@ -39,6 +39,7 @@ def _tidy_tags(tags: list[str]) -> list[str]:
     return list(dict.fromkeys(tags))
 
 
+PlainText = Annotated[str, AfterValidator(_no_nul)]
 Name = Annotated[str, StringConstraints(min_length=1, max_length=200), AfterValidator(_no_nul)]
 Notes = Annotated[str, StringConstraints(max_length=10_000), AfterValidator(_no_nul)]
 Tag = Annotated[str, StringConstraints(min_length=1, max_length=64), AfterValidator(_no_nul)]

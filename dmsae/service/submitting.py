@@ -15,6 +15,7 @@ from dmsae.service.database import wake_after_commit
 from dmsae.service.events import append_event
 from dmsae.service.ids import new_id
 from dmsae.service.known_models import ModelFacts, find_facts
+from dmsae.service.progress import JobView, view_jobs
 from dmsae.service.requests import DistillationRequest, merge_preset, shown, validate_config
 from dmsae.service.tables import Cycle, Job
 
@@ -41,7 +42,7 @@ def resolve(
 
 def submit(
     session: Session, owner_id: str, *, request: DistillationRequest, config: DistillationConfig
-) -> Job:
+) -> JobView:
     """Store a distillation and its cycles, the first of them queued; workers hear of it after the commit."""
     job = Job(
         id=new_id("job"),
@@ -64,7 +65,7 @@ def submit(
     append_event(session, job.id, "job_queued", message, data={"n_cycles": config.n_cycles})
     session.refresh(job)
     wake_after_commit(session, resource_class)
-    return job
+    return view_jobs(session, [job])[0]
 
 
 def _cycle(job: Job, index: int, resource_class: str) -> Cycle:

@@ -1,0 +1,62 @@
+"""Serve the API: `python -m api`."""
+
+import sys
+
+import structlog
+import uvicorn
+
+from api.main import create_app
+from api.security import is_loopback
+from dmsae.errors import DmsaeError, Forbidden
+from dmsae.service import keys
+from dmsae.service.database import Database
+from dmsae.service.logs import configure_logs
+from dmsae.service.settings import Settings, load_settings
+
+log = structlog.get_logger()
+
+
+def main() -> int:
+    """Serve until told to stop; refuse to listen beyond loopback while everyone may ask."""
+    settings = load_settings()
+    configure_logs(settings.log_level)
+    try:
+        refuse_open_network(settings)
+    except DmsaeError as error:
+        log.error("api_refused_to_start", code=error.code, reason=error.message)
+        return 1
+    uvicorn.run(
+        create_app(settings),
+        host=settings.host,
+        port=settings.port,
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=10,
+    )
+    return 0
+
+
+def refuse_open_network(settings: Settings) -> None:
+    """Refuse to listen on an address that other machines reach while no API key is required.
+
+    Raises:
+        Forbidden: no key was ever made.
+        Unavailable: whether there is one cannot be asked.
+    """
+    if is_loopback(settings.host) or settings.require_key:
+        return
+    database = Database(settings.database_url.get_secret_value(), wake_up=str)
+    try:
+        if not database.run(keys.has_keys):
+            raise Forbidden(
+                f"host = {settings.host!r}: without any API key only loopback is allowed; make one first "
+                "(`dmsae keys create OWNER`), or set DMSAE_HOST=127.0.0.1.",
+                param="host",
+            )
+    finally:
+        database.dispose()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,53 @@
+"""What routes are given: the parts built at start, and who is asking."""
+
+from dataclasses import dataclass, field
+from typing import Annotated, cast
+
+from anyio import CapacityLimiter
+from fastapi import Depends, Path, Query, Request
+
+from dmsae.errors import FieldProblem, InvalidConfig
+from dmsae.service.database import Database
+from dmsae.service.objects import ObjectStore
+from dmsae.service.paging import LARGEST_BIGINT
+from dmsae.service.settings import Settings
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What one application holds for as long as it runs."""
+
+    settings: Settings
+    database: Database
+    store: ObjectStore
+    health_limiter: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(4))
+    """Threads of their own for health checks: they answer while all others wait for a part that hangs."""
+
+
+def get_parts(request: Request) -> Parts:
+    """Give the parts of the application that serves this request."""
+    return cast("Parts", request.app.state.parts)
+
+
+def refuse_unknown_query(request: Request) -> None:
+    """Refuse query parameters that the route does not know: a typo must not pass for a default.
+
+    Raises:
+        InvalidConfig: naming each.
+    """
+    call = request.app.openapi()["paths"][request.scope["route"].path][request.method.lower()]
+    known = {given["name"] for given in call.get("parameters", []) if given["in"] == "query"}
+    rule = f"there is no such parameter; known: {', '.join(sorted(known)) or 'none'}"
+    unknown = [name for name in request.query_params if name not in known]
+    if unknown:
+        raise InvalidConfig([FieldProblem(name[:200], None, rule, "unknown_field") for name in unknown[:20]])
+
+
+PartsOf = Annotated[Parts, Depends(get_parts)]
+JobId = Annotated[str, Path(pattern=r"^[A-Za-z0-9_-]{1,64}$", description="Id of a job.")]
+Cursor = Annotated[
+    str | None, Query(max_length=500, description="`next_cursor` of the page before; leave out to begin.")
+]
+After = Annotated[
+    int, Query(ge=0, le=LARGEST_BIGINT, description="Sequence number behind which to begin; 0: all.")
+]

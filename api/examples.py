@@ -1,0 +1,242 @@
+"""One example of each body, shown in the OpenAPI document; tests hold them against the models."""
+
+from typing import Any
+
+JOB_ID = "job_019ab2f0c4d17c3e8a51d2f6b7e80913"
+MOMENT = "2026-11-25T16:20:41.204117Z"
+LATER = "2026-11-25T16:23:05.770012Z"
+SHA256 = "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08"
+
+SUBMISSION: dict[str, Any] = {
+    "name": "SmolLM2 after layer 10",
+    "tags": ["smollm2"],
+    "preset": "demo",
+    "seed": 1,
+    "sae": {"k": 24},
+}
+"""Body of POST /distillations."""
+
+CHANGES: dict[str, Any] = {"name": "the good one", "tags": ["smollm2", "keep"], "priority": "high"}
+"""Body of PATCH /jobs/{id}."""
+
+CONFIG: dict[str, Any] = {
+    "n_cycles": 3,
+    "seed": 1,
+    "model": {"source": "builtin", "name": "smollm2-135m"},
+    "activations": {"layer": 10},
+    "sae": {"n_latents": 1024, "k": 24, "block_widths": [128, 256, 512, 768]},
+}
+"""Shortened: every setting is there."""
+
+LATEST: dict[str, Any] = {
+    "step": 120,
+    "n_steps": 540,
+    "n_tokens": 61440,
+    "n_tokens_total": 276480,
+    "loss": 0.61,
+    "l0": 31.8,
+    "explained_variance": 0.71,
+    "tokens_per_s": 5120.0,
+    "time_left_s": 42.0,
+}
+
+PROGRESS: dict[str, Any] = {
+    "n_cycles": 3,
+    "n_cycles_done": 1,
+    "cycle_index": 1,
+    "attempt_number": 1,
+    "phase": "training",
+    "latest": LATEST,
+    "time_left_s": 131.5,
+    "queue_position": None,
+}
+
+SUMMARY: dict[str, Any] = {
+    "id": JOB_ID,
+    "kind": "distillation",
+    "owner": "local",
+    "name": "SmolLM2 after layer 10",
+    "tags": ["smollm2"],
+    "notes": None,
+    "priority": "normal",
+    "state": "running",
+    "state_reason": None,
+    "error": None,
+    "held": False,
+    "group_id": None,
+    "preset": "demo",
+    "run": 1,
+    "version": 37,
+    "spec_version": 1,
+    "created_at": MOMENT,
+    "started_at": MOMENT,
+    "finished_at": None,
+    "progress": PROGRESS,
+    "links": {"self": f"/jobs/{JOB_ID}", "lineage": f"/distillations/{JOB_ID}/lineage"},
+}
+
+JOB = {**SUMMARY, "config": CONFIG}
+JOB_LIST: dict[str, Any] = {"items": [SUMMARY], "next_cursor": None}
+
+DRY_RUN: dict[str, Any] = {
+    "config": CONFIG,
+    "max_core": 240,
+    "cycles": [
+        {"cycle_index": 0, "is_exact": True, "n_core": 0, "prefix_widths": [128, 256, 512, 768, 1024]},
+        {"cycle_index": 1, "is_exact": False, "n_core": 128, "prefix_widths": [256, 384, 640, 896, 1024]},
+    ],
+    "memory": {"value": 1.95e9, "unit": "bytes", "source": "Computed for float32: ..."},
+    "time": {"value": None, "unit": "s", "source": "No estimate: ..."},
+}
+
+CYCLE: dict[str, Any] = {
+    "index": 0,
+    "state": "succeeded",
+    "state_reason": None,
+    "error": None,
+    "n_attempts": 1,
+    "resource_class": "cpu",
+    "queued_at": MOMENT,
+    "started_at": MOMENT,
+    "finished_at": LATER,
+    "input_core_id": None,
+    "output_core_id": "core_019ab2f30b1e7d41b0a3c4d5e6f70812",
+    "metrics": {"n_candidates": 128, "n_core": 99, "n_new": 99, "explained_variance": 0.74, "l0": 31.9},
+}
+
+CYCLE_LIST: dict[str, Any] = {"items": [CYCLE]}
+DISTILLATION: dict[str, Any] = {**JOB, "cycles": [CYCLE], "last_core_id": CYCLE["output_core_id"]}
+
+EVENT_LIST: dict[str, Any] = {
+    "items": [
+        {
+            "seq": 1,
+            "kind": "job_queued",
+            "message": "A distillation of 3 cycles was queued.",
+            "cycle_index": None,
+            "attempt_number": None,
+            "data": {"n_cycles": 3},
+            "created_at": MOMENT,
+        }
+    ],
+    "after": 1,
+}
+
+LOG_LIST: dict[str, Any] = {
+    "items": [
+        {
+            "cycle_index": 0,
+            "attempt_number": 1,
+            "attempt_id": "attempt_019ab2f0d0127b6f9e2a1b3c4d5e6f70",
+            "worker_id": "worker_019ab2e9a5c37f10b1c2d3e4f5061728",
+            "celery_task_id": "4d5c0f7e-9f0b-4b8a-9a1e-0f3c2b1a0d9e",
+            "phase": "uploading",
+            "outcome": "succeeded",
+            "error": None,
+            "opened_at": MOMENT,
+            "closed_at": LATER,
+            "text": "",
+        }
+    ]
+}
+
+ARTIFACT_LIST: dict[str, Any] = {
+    "items": [
+        {
+            "cycle_index": 0,
+            "name": "sae/sae_weights.safetensors",
+            "size_bytes": 4729432,
+            "sha256": SHA256,
+            "url": f"http://127.0.0.1:8333/dmsae/jobs/{JOB_ID}/cycles/0/attempts/1-7/sae/sae_weights.safetensors?...",
+        }
+    ]
+}
+
+IDENTITY: dict[str, Any] = {
+    "latent_id": f"{JOB_ID}.0.17",
+    "origin_job_id": JOB_ID,
+    "origin_cycle": 0,
+    "origin_index": 17,
+    "origin_kind": "learned",
+}
+
+PLACE: dict[str, Any] = {
+    "core_index": 4,
+    "sae_index": 9,
+    "parent_core_index": 9,
+    "rank": 2,
+    "score": 0.031,
+    "score_se": 0.002,
+    "share": 0.024,
+    "encoder_norm": 1.12,
+    "density": 0.18,
+    "decoder_cosine": 0.97,
+    "firing_jaccard": 0.88,
+    "is_borderline": False,
+}
+
+CORE: dict[str, Any] = {
+    "core_id": "core_019ab2f51d2a7c90a1b2c3d4e5f60718",
+    "cycle_index": 1,
+    "n_latents": 121,
+    "min_selected": 2,
+    "items": [{**IDENTITY, **PLACE, "times_selected": 2}],
+    "next_cursor": None,
+}
+
+LINEAGE: dict[str, Any] = {
+    "items": [
+        {
+            **IDENTITY,
+            "times_selected": 2,
+            "last_cycle": 1,
+            "dropped_at": 2,
+            "last_share": 0.024,
+            "max_share": 0.031,
+            "path": [
+                {
+                    **PLACE,
+                    "cycle_index": 0,
+                    "core_index": 9,
+                    "sae_index": 17,
+                    "parent_core_index": None,
+                    "decoder_cosine": None,
+                    "firing_jaccard": None,
+                },
+                {**PLACE, "cycle_index": 1},
+            ],
+        }
+    ],
+    "next_cursor": None,
+}
+
+ORIGINS: dict[str, Any] = {
+    "cycles": [0, 1],
+    "origins": [{"job_id": JOB_ID, "cycle_index": 0}, {"job_id": JOB_ID, "cycle_index": 1}],
+    "matrix": [[99, 0], [88, 33]],
+}
+
+READINESS: dict[str, Any] = {
+    "status": "failed",
+    "parts": {
+        "postgres": {"status": "ok", "detail": None},
+        "migrations": {"status": "ok", "detail": None},
+        "redis": {"status": "failed", "detail": "The broker does not answer."},
+        "s3": {"status": "ok", "detail": None},
+    },
+}
+
+ALIVE: dict[str, Any] = {"status": "ok"}
+
+PROBLEM: dict[str, Any] = {
+    "type": "urn:dmsae:problem:invalid_config",
+    "title": "Unprocessable Content",
+    "status": 422,
+    "code": "invalid_config",
+    "detail": "sae.k = 2000: must be at most n_latents = 1024",
+    "request_id": "req_019ab2f0c4d17c3e8a51d2f6b7e80913",
+    "param": "sae.k",
+    "errors": [
+        {"param": "sae.k", "value": 2000, "rule": "must be at most n_latents = 1024", "code": "invalid_value"}
+    ],
+}

@@ -1,0 +1,98 @@
+"""What every request must keep to before anything reads it: an id for the log, a body of bounded size.
+
+Plain ASGI, around the whole application.
+"""
+
+import asyncio
+import re
+import time
+
+import structlog
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from api.errors import problem
+from dmsae.service.ids import new_id
+
+log = structlog.get_logger()
+
+LONGEST_LOGGED = 500
+LARGEST_BODY_BYTES = 1 << 20
+BODY_TIMEOUT_S = 30
+REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+
+
+class RequestLimits:
+    """Gives each request an id, reads its body whole, and refuses one above 1 MiB before it is parsed."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one connection."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        given = Headers(scope=scope).get("x-request-id", "")
+        request_id = scope["request_id"] = given if REQUEST_ID.fullmatch(given) else new_id("req")
+        with structlog.contextvars.bound_contextvars(request_id=request_id):
+            await self._serve(scope, receive, _noted(scope, send))
+
+    async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
+        request_id = scope["request_id"]
+        try:
+            messages = await asyncio.wait_for(_read(scope, receive), BODY_TIMEOUT_S)
+        except TimeoutError:
+            detail = f"The body did not arrive within {BODY_TIMEOUT_S} s."
+            answer = problem(408, "body_too_slow", detail, request_id=request_id, headers=CLOSE)
+            await answer(scope, receive, send)
+            return
+        if messages is None:
+            detail = f"The body is larger than {LARGEST_BODY_BYTES} bytes."
+            answer = problem(413, "body_too_large", detail, request_id=request_id, headers=CLOSE)
+            await answer(scope, receive, send)
+            return
+
+        async def replay() -> Message:
+            return messages.pop(0) if messages else await receive()
+
+        await self._app(scope, replay, send)
+
+
+CLOSE = {"Connection": "close"}
+
+
+async def _read(scope: Scope, receive: Receive) -> list[Message] | None:
+    """Read the messages of a body; None as soon as it is known to be too large."""
+    declared = Headers(scope=scope).get("content-length", "0")
+    if declared.isdecimal() and int(declared[:20]) > LARGEST_BODY_BYTES:
+        return None
+    messages, size_bytes = [], 0
+    while True:
+        message = await receive()
+        messages.append(message)
+        size_bytes += len(message.get("body", b""))
+        if size_bytes > LARGEST_BODY_BYTES:
+            return None
+        if not message.get("more_body", False):
+            return messages
+
+
+def _noted(scope: Scope, send: Send) -> Send:
+    """Put the request's id into its answer, and what was answered into the log."""
+    began = time.monotonic()
+
+    async def send_noted(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            MutableHeaders(scope=message)["X-Request-ID"] = scope["request_id"]
+            seconds = round(time.monotonic() - began, 3)
+            log.info(
+                "request_answered",
+                method=scope["method"],
+                path=scope["path"][:LONGEST_LOGGED],
+                status=message["status"],
+                seconds=seconds,
+            )
+        await send(message)
+
+    return send_noted

@@ -1,0 +1,58 @@
+"""The HTTP application: built from settings, nothing at import.
+
+`python -m api` serves it; `uvicorn --factory api.main:app_from_environment` does too.
+"""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from fastapi import Depends, FastAPI
+
+from api.dependencies import Parts, refuse_unknown_query
+from api.errors import PROBLEMS, add_error_handlers
+from api.limits import RequestLimits
+from api.routes import distillations, health, jobs
+from api.security import identify_caller
+from dmsae.service.database import Database
+from dmsae.service.objects import ObjectStore
+from dmsae.service.queue import WakeUps, make_celery
+from dmsae.service.settings import Settings, load_settings
+
+DESCRIPTION = """
+Trains Distilled Matryoshka Sparse Autoencoders cycle by cycle, and tells of each core latent which cycle it
+came from and what became of it. Errors are problem documents (RFC 9457) with a stable `code`.
+"""
+
+
+def create_app(settings: Settings) -> FastAPI:
+    """Build the application; it connects to nothing before the first request."""
+    wake_ups = WakeUps(make_celery(settings.broker_url))
+    database = Database(settings.database_url.get_secret_value(), wake_up=wake_ups.send_wake_up)
+    parts = Parts(settings=settings, database=database, store=ObjectStore(settings))
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        yield
+        database.dispose()
+        parts.store.close()
+
+    app = FastAPI(
+        title="DMSAE",
+        version="0.1.0",
+        description=DESCRIPTION,
+        lifespan=lifespan,
+        dependencies=[Depends(refuse_unknown_query)],
+        redirect_slashes=False,
+    )
+    app.state.parts = parts
+    app.add_middleware(RequestLimits)
+    add_error_handlers(app)
+    for module in (distillations, jobs):
+        app.include_router(module.router, dependencies=[Depends(identify_caller)], responses=PROBLEMS)
+    app.include_router(health.router)
+    return app
+
+
+def app_from_environment() -> FastAPI:
+    """Build the application from `DMSAE_*` variables."""
+    return create_app(load_settings())

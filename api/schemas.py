@@ -1,0 +1,467 @@
+"""What the API answers, field by field."""
+
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any, Self
+
+from pydantic import BaseModel, ConfigDict
+
+from api import examples
+from dmsae.service.health import PartHealth, Status
+from dmsae.service.jobs import ArtifactView, AttemptView, CycleView
+from dmsae.service.lineage import CoreMember, CoreView, LatentPath, Origins, Place
+from dmsae.service.paging import Page
+from dmsae.service.progress import JobView
+from dmsae.service.tables import Event, Latent
+
+
+class Answer(BaseModel):
+    """Base of all answers."""
+
+    model_config = ConfigDict(from_attributes=True, use_attribute_docstrings=True, ser_json_inf_nan="null")
+
+
+def _example(value: dict[str, Any]) -> ConfigDict:
+    return ConfigDict(json_schema_extra={"examples": [value]})
+
+
+class ProgressOut(Answer):
+    """Where a job stands; the numbers of the cycle in hand come from its trainer's last line."""
+
+    n_cycles: int
+    n_cycles_done: int
+    cycle_index: int | None
+    """The cycle that runs or is queued."""
+    attempt_number: int | None
+    phase: str | None
+    """starting, loading, harvesting, training, attributing, evaluating or uploading."""
+    latest: dict[str, Any] | None
+    """step, n_steps, n_tokens, loss, l0, explained_variance, tokens_per_s, time_left_s of this cycle, ..."""
+    time_left_s: float | None
+    """Of the whole job, judged by its cycles so far; null while unknown."""
+    queue_position: int | None
+    """How many queued cycles come first, by priority and age; null if none of this job is queued."""
+
+
+class JobSummary(Answer):
+    """A job in a list."""
+
+    id: str
+    kind: str
+    owner: str
+    name: str | None
+    tags: list[str]
+    notes: str | None
+    priority: str
+    state: str
+    """queued, running, cancelling, succeeded, failed or cancelled."""
+    state_reason: str | None
+    """One sentence: why it waits, or why it ended as it did."""
+    error: dict[str, Any] | None
+    """code, message, param, retryable, if it failed."""
+    held: bool
+    group_id: str | None
+    preset: str | None
+    run: int
+    version: int
+    """Grows with every change; `GET /jobs/{id}` gives it as its ETag."""
+    spec_version: int
+    created_at: datetime
+    started_at: datetime | None
+    finished_at: datetime | None
+    progress: ProgressOut
+    links: dict[str, str]
+
+    @classmethod
+    def of(cls, view: JobView) -> Self:
+        """Show a job."""
+        names = cls.model_fields.keys() - {"owner", "state_reason", "progress", "links"}
+        return cls(
+            **{name: getattr(view.job, name) for name in names},
+            owner=view.owner,
+            state_reason=view.state_reason,
+            progress=ProgressOut.model_validate(view.progress),
+            links=_links(view.job.id, view.job.kind),
+        )
+
+
+class JobOut(JobSummary):
+    """A job, with its resolved config."""
+
+    model_config = _example(examples.JOB)
+
+    config: dict[str, Any]
+    """Every setting, as the trainer gets it."""
+
+
+class JobList(Answer):
+    """A page of jobs, the newest first."""
+
+    model_config = _example(examples.JOB_LIST)
+
+    items: list[JobSummary]
+    next_cursor: str | None
+    """Send it as `cursor` for the next page; null at the end."""
+
+    @classmethod
+    def of(cls, page: Page[JobView]) -> Self:
+        """Show a page."""
+        return cls(items=[JobSummary.of(view) for view in page.items], next_cursor=page.next_cursor)
+
+
+class Quantity(Answer):
+    """A figure, or null, and where it comes from."""
+
+    value: int | float | None
+    unit: str
+    source: str
+
+
+class CycleWidths(Answer):
+    """The widths of one cycle: exact in cycle 0, bounds from above later."""
+
+    cycle_index: int
+    is_exact: bool
+    n_core: int
+    """Latents of the core that it starts from."""
+    prefix_widths: list[int]
+
+
+class DryRunOut(Answer):
+    """What a submission would be; nothing was stored."""
+
+    model_config = _example(examples.DRY_RUN)
+
+    config: dict[str, Any]
+    max_core: int
+    cycles: list[CycleWidths]
+    memory: Quantity
+    time: Quantity
+
+
+class CycleOut(Answer):
+    """One cycle."""
+
+    index: int
+    state: str
+    """waiting, queued, running, succeeded, failed, cancelled or skipped."""
+    state_reason: str | None
+    error: dict[str, Any] | None
+    n_attempts: int
+    resource_class: str
+    queued_at: datetime | None
+    started_at: datetime | None
+    finished_at: datetime | None
+    input_core_id: str | None
+    output_core_id: str | None
+    metrics: dict[str, Any] | None
+    """Of the finished cycle."""
+
+    @classmethod
+    def of(cls, view: CycleView) -> Self:
+        """Show a cycle."""
+        names = cls.model_fields.keys() - {"n_attempts"}
+        return cls(**{name: getattr(view.cycle, name) for name in names}, n_attempts=view.n_attempts)
+
+
+class CycleList(Answer):
+    """All cycles of a job, in order."""
+
+    model_config = _example(examples.CYCLE_LIST)
+
+    items: list[CycleOut]
+
+
+class DistillationOut(JobOut):
+    """A distillation: the job, and its science in short."""
+
+    model_config = _example(examples.DISTILLATION)
+
+    cycles: list[CycleOut]
+    last_core_id: str | None
+    """Of the last cycle that selected one."""
+
+    @classmethod
+    def with_cycles(cls, view: JobView, cycles: Sequence[CycleView]) -> Self:
+        """Show a distillation."""
+        shown = [CycleOut.of(cycle) for cycle in cycles]
+        last = [cycle.output_core_id for cycle in shown if cycle.output_core_id is not None]
+        return cls(**dict(JobOut.of(view)), cycles=shown, last_core_id=last[-1] if last else None)
+
+
+class EventOut(Answer):
+    """One thing that happened."""
+
+    seq: int
+    kind: str
+    message: str
+    cycle_index: int | None
+    attempt_number: int | None
+    data: dict[str, Any]
+    created_at: datetime
+
+
+class EventList(Answer):
+    """Events in order; they are only ever appended."""
+
+    model_config = _example(examples.EVENT_LIST)
+
+    items: list[EventOut]
+    after: int
+    """Send it as `after` for what comes next."""
+
+    @classmethod
+    def of(cls, events: Sequence[Event], after: int) -> Self:
+        """Show events, and where the next ones begin."""
+        items = [EventOut.model_validate(event) for event in events]
+        return cls(items=items, after=items[-1].seq if items else after)
+
+
+class LogOut(Answer):
+    """The end of what one attempt's trainer printed, secrets removed."""
+
+    cycle_index: int
+    attempt_number: int
+    attempt_id: str
+    worker_id: str
+    celery_task_id: str | None
+    phase: str
+    outcome: str | None
+    error: dict[str, Any] | None
+    opened_at: datetime
+    closed_at: datetime | None
+    text: str
+
+    @classmethod
+    def of(cls, view: AttemptView) -> Self:
+        """Show an attempt's output."""
+        attempt = view.attempt
+        same = ("worker_id", "celery_task_id", "phase", "outcome", "error", "opened_at", "closed_at")
+        return cls(
+            **{name: getattr(attempt, name) for name in same},
+            cycle_index=view.cycle_index,
+            attempt_number=attempt.number,
+            attempt_id=attempt.id,
+            text=attempt.log_tail,
+        )
+
+
+class LogList(Answer):
+    """All attempts of a job, in order."""
+
+    model_config = _example(examples.LOG_LIST)
+
+    items: list[LogOut]
+
+
+class ArtifactOut(Answer):
+    """One stored file, with a link that needs no key and works for a while."""
+
+    cycle_index: int
+    name: str
+    size_bytes: int
+    sha256: str
+    url: str
+
+    @classmethod
+    def of(cls, view: ArtifactView, url: str) -> Self:
+        """Show a stored file."""
+        same = {name: getattr(view.artifact, name) for name in ("name", "size_bytes", "sha256")}
+        return cls(cycle_index=view.cycle_index, **same, url=url)
+
+
+class ArtifactList(Answer):
+    """All stored files of a job's finished cycles."""
+
+    model_config = _example(examples.ARTIFACT_LIST)
+
+    items: list[ArtifactOut]
+
+
+class LatentIdentity(Answer):
+    """Who a latent is: where its encoder vector was first learned."""
+
+    latent_id: str
+    """`<job>.<cycle>.<sae_index>`."""
+    origin_job_id: str
+    origin_cycle: int
+    origin_index: int
+    origin_kind: str
+
+    @staticmethod
+    def fields_of(latent: Latent) -> dict[str, Any]:
+        """Give the identity of a stored latent."""
+        same = ("origin_job_id", "origin_cycle", "origin_index", "origin_kind")
+        return {"latent_id": latent.public_id, **{name: getattr(latent, name) for name in same}}
+
+
+class PlaceOut(Answer):
+    """A latent's place in the core of one cycle."""
+
+    core_index: int
+    """Its row in that core, and in the next cycle's SAE."""
+    sae_index: int
+    """Its row in the SAE that selected it."""
+    parent_core_index: int | None
+    """Its row in the core before; null where it is new."""
+    rank: int
+    """Among all candidates; 0 is the strongest."""
+    score: float | None
+    """Nats a token, comparable between cycles."""
+    score_se: float | None
+    share: float | None
+    """Of this cycle's total score; not comparable between cycles."""
+    encoder_norm: float | None
+    density: float | None
+    decoder_cosine: float | None
+    """With the cycle before, on the same tokens; null where it is new."""
+    firing_jaccard: float | None
+    is_borderline: bool
+
+
+class CoreLatentOut(LatentIdentity, PlaceOut):
+    """One latent of a core."""
+
+    times_selected: int
+    """In how many unbroken cycles up to this one."""
+
+    @classmethod
+    def of(cls, member: CoreMember) -> Self:
+        """Show a core latent."""
+        place = dict(PlaceOut.model_validate(member.place))
+        identity = LatentIdentity.fields_of(member.latent)
+        return cls(**identity, **place, times_selected=member.times_selected)
+
+
+class CoreOut(Answer):
+    """The core that one cycle selected, in the order of its rows."""
+
+    model_config = _example(examples.CORE)
+
+    core_id: str
+    cycle_index: int
+    n_latents: int
+    """Of the whole core, whatever `min_selected` keeps."""
+    min_selected: int
+    items: list[CoreLatentOut]
+    next_cursor: str | None
+
+    @classmethod
+    def of(cls, core: CoreView) -> Self:
+        """Show a core."""
+        same = ("core_id", "cycle_index", "n_latents", "min_selected")
+        return cls(
+            **{name: getattr(core, name) for name in same},
+            items=[CoreLatentOut.of(member) for member in core.members.items],
+            next_cursor=core.members.next_cursor,
+        )
+
+
+class PathEntry(PlaceOut):
+    """A latent's place in one cycle."""
+
+    cycle_index: int
+
+    @classmethod
+    def of(cls, place: Place) -> Self:
+        """Show a place."""
+        return cls(**dict(PlaceOut.model_validate(place.entry)), cycle_index=place.cycle_index)
+
+
+class LatentOut(LatentIdentity):
+    """A latent, and what became of it."""
+
+    times_selected: int
+    last_cycle: int
+    """The last cycle that selected it, of its own distillation."""
+    dropped_at: int | None
+    """The cycle that no longer selected it; null while it is in the core."""
+    last_share: float | None
+    max_share: float | None
+    path: list[PathEntry]
+
+    @classmethod
+    def of(cls, path: LatentPath) -> Self:
+        """Show a latent's story."""
+        latent = path.latent
+        same = ("times_selected", "dropped_at", "last_share", "max_share")
+        return cls(
+            **LatentIdentity.fields_of(latent),
+            **{name: getattr(latent, name) for name in same},
+            last_cycle=latent.last_index,
+            path=[PathEntry.of(place) for place in path.places],
+        )
+
+
+class LineageOut(Answer):
+    """Every latent that any core of a distillation held, the oldest first."""
+
+    model_config = _example(examples.LINEAGE)
+
+    items: list[LatentOut]
+    next_cursor: str | None
+
+
+class OriginOut(Answer):
+    """A cycle that latents come from."""
+
+    job_id: str
+    cycle_index: int
+
+
+class OriginsOut(Answer):
+    """How many latents of each cycle's core come from each origin."""
+
+    model_config = _example(examples.ORIGINS)
+
+    cycles: list[int]
+    """The rows: finished cycles."""
+    origins: list[OriginOut]
+    """The columns: this distillation's cycles, then those of other jobs."""
+    matrix: list[list[int]]
+
+    @classmethod
+    def of(cls, found: Origins) -> Self:
+        """Show the matrix."""
+        origins = [OriginOut(job_id=job_id, cycle_index=index) for job_id, index in found.origins]
+        return cls(cycles=found.cycles, origins=origins, matrix=found.matrix)
+
+
+class PartOut(Answer):
+    """Whether one part answers."""
+
+    status: Status
+    detail: str | None
+
+
+class ReadinessOut(Answer):
+    """Whether every part that the service stands on answers."""
+
+    model_config = _example(examples.READINESS)
+
+    status: Status
+    parts: dict[str, PartOut]
+
+    @classmethod
+    def of(cls, found: dict[str, PartHealth]) -> Self:
+        """Show all parts."""
+        is_ok = all(part.status == "ok" for part in found.values())
+        parts = {name: PartOut.model_validate(part) for name, part in found.items()}
+        return cls(status="ok" if is_ok else "failed", parts=parts)
+
+
+class AliveOut(Answer):
+    """The process answers."""
+
+    model_config = _example(examples.ALIVE)
+
+    status: Status
+
+
+def _links(job_id: str, kind: str) -> dict[str, str]:
+    links = {"self": f"/jobs/{job_id}"}
+    links |= {name: f"/jobs/{job_id}/{name}" for name in ("cancel", "events", "logs", "artifacts")}
+    if kind == "distillation":
+        links["distillation"] = f"/distillations/{job_id}"
+        links |= {n: f"/distillations/{job_id}/{n}" for n in ("cycles", "core", "lineage", "origins")}
+    return links
