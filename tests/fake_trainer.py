@@ -1,0 +1,146 @@
+"""A trainer that trains nothing: speaks the protocol and behaves as `config.fake` of its spec says.
+
+`marks` names a folder in which it notes when it began and ended, and where it holds one exclusive lock for
+each device: two trainers on one device would note an overlap.
+"""
+
+import argparse
+import ctypes
+import fcntl
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+PR_SET_PDEATHSIG = 1
+
+
+def say(**message: Any) -> None:
+    sys.stdout.write(json.dumps(message) + "\n")
+    sys.stdout.flush()
+
+
+def die_with_parent() -> None:
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+    def watch() -> None:
+        sys.stdin.buffer.read()
+        os._exit(4)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def note(marks: Path | None, what: str, spec: dict[str, Any]) -> None:
+    if marks is not None:
+        line = f"{what} {spec['job_id']} {spec['cycle_index']} {os.getpid()} {time.time():.3f}\n"
+        with (marks / "marks.txt").open("a") as file:
+            file.write(line)
+
+
+def take_device(marks: Path, device: str, spec: dict[str, Any]) -> None:
+    fd = os.open(marks / f"{device}.exclusive", os.O_RDWR | os.O_CREAT)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        note(marks, "overlap", spec)
+
+
+def write_results(spec: dict[str, Any], out: Path, core: Path | None) -> None:
+    given = json.loads((core / "core.json").read_text()) if core else []
+    cycle, job_id = spec["cycle_index"], spec["job_id"]
+    entries = [
+        {**entry, "parent_core_index": entry["core_index"], "times_selected": entry["times_selected"] + 1}
+        for entry in given[:-1]
+    ]
+    for row in (100, 200):
+        origin = {"origin_job_id": job_id, "origin_cycle": cycle, "origin_index": row}
+        entries.append(
+            {"latent_id": f"{job_id}.{cycle}.{row}", "parent_core_index": None, "times_selected": 1, **origin}
+        )
+    common = {"score": 0.5, "score_se": None, "share": 0.2, "encoder_norm": 1.0, "density": 0.1}
+    more = {"decoder_cosine": None, "firing_jaccard": None, "is_borderline": False}
+    for place, entry in enumerate(entries):
+        is_new = entry["parent_core_index"] is None
+        row = entry["origin_index"] if is_new else entry["parent_core_index"]
+        entry.update(core_index=place, sae_index=row, rank=place, **common, **more)
+    dropped = [{"core_index": e["core_index"], "latent_id": e["latent_id"]} for e in given[-1:]]
+    lineage = {"cycle_index": cycle, "core": entries, "dropped": dropped}
+    (out / "core").mkdir()
+    (out / "core" / "core.json").write_text(json.dumps(entries))
+    (out / "spec.json").write_text(json.dumps(spec))
+    (out / "lineage.json").write_text(json.dumps(lineage))
+    (out / "metrics.json").write_text('{"l0": 3.5, "ce_increase": NaN}')
+
+
+def work(spec: dict[str, Any], fake: dict[str, Any]) -> None:
+    say(type="phase", phase="training")
+    n_steps = 5
+    for step in range(1, n_steps + 1):
+        time.sleep(fake.get("seconds", 0.0) / n_steps)
+        say(type="progress", step=step, n_steps=n_steps, n_tokens=step * 10, loss=1.0 / step, l0=None)
+    say(type="event", kind="core_truncated", message="The core was cut.", data={"cycle": spec["cycle_index"]})
+
+
+def misbehave(behaviour: str, fake: dict[str, Any]) -> None:
+    if behaviour == "hang":
+        time.sleep(600)
+    elif behaviour == "crash":
+        os.kill(os.getpid(), signal.SIGKILL)
+    elif behaviour == "exit":
+        sys.exit(1)
+    elif behaviour == "fail":
+        say(type="failed", code=fake["code"], message="It cannot work.", param="activations.layer")
+        sys.exit(3)
+    elif behaviour == "stubborn":
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        time.sleep(600)
+    elif behaviour == "grandchild":
+        child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+        say(type="event", kind="grandchild", message=str(child.pid))
+        if fake.get("hang", False):
+            time.sleep(600)
+    elif behaviour == "print":
+        sys.stderr.write(fake["text"] + "\x00\n")
+        for name in sorted(os.environ):
+            sys.stderr.write(f"sees {name}\n")
+    elif behaviour == "flood":
+        sys.stdout.write("x" * 3_000_000 + "\n{broken\n")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("spec", type=Path)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--core", type=Path)
+    parser.add_argument("--cache", type=Path)
+    parser.add_argument("--supervised", action="store_true")
+    arguments = parser.parse_args()
+    if arguments.supervised:
+        die_with_parent()
+    spec = json.loads(arguments.spec.read_text())
+    fake = spec["config"].get("fake", {})
+    marks = Path(fake["marks"]) if "marks" in fake else None
+    if marks is not None:
+        take_device(marks, arguments.out.parent.name, spec)
+    note(marks, "begin", spec)
+    say(type="phase", phase="loading")
+    behaviour = fake.get("behaviour", "succeed")
+    once = fake.get("once")
+    if once is None or not Path(once).exists():
+        if once is not None:
+            Path(once).touch()
+        misbehave(behaviour, fake)
+    work(spec, fake)
+    if behaviour != "empty":
+        write_results(spec, arguments.out, arguments.core)
+    note(marks, "end", spec)
+    say(type="done")
+
+
+if __name__ == "__main__":
+    main()

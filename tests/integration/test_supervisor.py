@@ -1,0 +1,308 @@
+"""One attempt from claim to record, with a trainer that behaves or does not."""
+
+import json
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from sqlalchemy import select, update
+
+from dmsae.service.cancelling import cancel_job
+from dmsae.service.database import Database
+from dmsae.service.objects import ObjectStore
+from dmsae.service.queue import WakeUps, make_celery
+from dmsae.service.settings import Settings
+from dmsae.service.tables import Artifact, Attempt, Cycle, Event, Job, Latent, MetricPoint
+from dmsae.service.workers import identify_worker
+from tests.planting import cycle_states, event_kinds, job_state, outcomes, plant_job
+from worker.runtime import Runtime
+from worker.task import run_one_cycle
+
+FAKE_TRAINER = (sys.executable, str(Path(__file__).parents[1] / "fake_trainer.py"))
+
+
+class Bench:
+    """A worker without Celery, whose jobs run the fake trainer."""
+
+    def __init__(self, runtime: Runtime) -> None:
+        self.runtime = runtime
+        self.database = runtime.database
+        self.job_id = ""
+
+    def plant(self, behaviour: str = "succeed", *, n_cycles: int = 1, **fake: Any) -> None:
+        config = {"fake": {"behaviour": behaviour, **fake}}
+        self.job_id = self.database.run(
+            lambda session: plant_job(session, "cpu", n_cycles=n_cycles, config=config)
+        )
+
+    def configure(self, **changes: Any) -> None:
+        with self.database.session_scope() as session:
+            job = session.get_one(Job, self.job_id)
+            session.execute(update(Job).where(Job.id == self.job_id).values(config={**job.config, **changes}))
+
+    def run(self) -> str | None:
+        return run_one_cycle(self.runtime, celery_task_id="task")
+
+    def run_meanwhile(self, act: Callable[[], None]) -> str | None:
+        """Run a cycle and act once its trainer has started."""
+        found: list[str | None] = []
+        thread = threading.Thread(target=lambda: found.append(self.run()))
+        thread.start()
+        wait_for(lambda: self.trainer_pid() is not None)
+        act()
+        thread.join(30)
+        assert not thread.is_alive()
+        return found[0]
+
+    def trainer_pid(self) -> int | None:
+        path = self.runtime.settings.lock_dir / "cpu-0.lock"
+        try:
+            trainer = json.loads(path.read_text())["trainer"]
+        except (FileNotFoundError, ValueError):
+            return None
+        return int(trainer["pid"]) if trainer else None
+
+    def error(self) -> dict[str, Any]:
+        with self.database.session_scope() as session:
+            error = session.get_one(Job, self.job_id).error
+        assert error is not None
+        return error
+
+    def attempt(self) -> Attempt:
+        with self.database.session_scope() as session:
+            return session.scalars(
+                select(Attempt).join(Cycle).where(Cycle.job_id == self.job_id).order_by(Attempt.fence)
+            ).all()[-1]
+
+    def states(self) -> tuple[str, list[str], list[str | None]]:
+        with self.database.session_scope() as session:
+            job_id = self.job_id
+            return job_state(session, job_id), cycle_states(session, job_id), outcomes(session, job_id)
+
+
+def wait_for(condition: Callable[[], bool], *, seconds: float = 20.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen in time"
+        time.sleep(0.02)
+
+
+@pytest.fixture
+def bench(settings: Settings, database: Database) -> Iterator[Bench]:
+    quick = settings.model_copy(update={"kill_grace_s": 0.5, "retry_backoff_s": 0.0, "heartbeat_s": 0.2})
+    runtime = Runtime(
+        settings=quick,
+        worker=identify_worker("here", "cpu:0", memory_bytes=1),
+        database=database,
+        objects=ObjectStore(quick),
+        wake_ups=WakeUps(make_celery(quick.broker_url)),
+        command=FAKE_TRAINER,
+    )
+    yield Bench(runtime)
+    runtime.objects.close()
+    assert not [p for p in psutil.Process().children(recursive=True) if "fake_trainer" in str(_command(p))]
+
+
+def _command(process: psutil.Process) -> list[str]:
+    try:
+        return process.cmdline()
+    except psutil.Error:
+        return []
+
+
+def test_nothing_queued_means_nothing_done(bench: Bench) -> None:
+    assert bench.run() is None
+
+
+def test_two_cycles_run_one_call_each_and_hand_the_core_on(bench: Bench, tmp_path: Path) -> None:
+    bench.plant(n_cycles=2)
+    assert bench.run() == "succeeded"
+    assert bench.states() == ("running", ["succeeded", "queued"], ["succeeded"])
+    assert bench.run() == "succeeded"
+    assert bench.states() == ("succeeded", ["succeeded"] * 2, ["succeeded"] * 2)
+    with bench.database.session_scope() as session:
+        names = session.scalars(
+            select(Artifact.name).where(Artifact.job_id == bench.job_id).order_by(Artifact.name)
+        ).all()
+        assert set(names) == {"core/core.json", "lineage.json", "manifest.json", "metrics.json", "spec.json"}
+        latents = session.scalars(select(Latent).where(Latent.origin_job_id == bench.job_id)).all()
+        assert {latent.times_selected for latent in latents} == {1, 2}
+        points = session.scalars(select(MetricPoint.step).join(Cycle, Cycle.id == MetricPoint.cycle_id))
+        assert sorted(points) == [1, 1, 2, 2, 3, 3, 4, 4, 5, 5]
+        assert event_kinds(session, bench.job_id).count("core_truncated") == 2
+        manifest = session.scalars(select(Artifact).where(Artifact.name == "manifest.json")).first()
+        assert manifest is not None
+    fetched = tmp_path / "manifest.json"
+    bench.runtime.objects.get_file(manifest.object_key, fetched, sha256=manifest.sha256)
+    listed = {file["name"] for file in json.loads(fetched.read_text())["files"]}
+    assert listed == set(names) - {"manifest.json"}
+    assert not (bench.runtime.settings.work_dir / "cpu-0").exists()
+
+
+def test_a_failure_keeps_its_code_and_its_param(bench: Bench) -> None:
+    bench.plant("fail", code="layer_out_of_range")
+    assert bench.run() == "failed"
+    error = bench.error()
+    assert (error["code"], error["param"]) == ("layer_out_of_range", "activations.layer")
+
+
+def test_an_unknown_code_counts_as_internal_error(bench: Bench) -> None:
+    bench.plant("fail", code="made_up")
+    assert bench.run() == "failed"
+    assert bench.error()["code"] == "internal_error"
+
+
+def test_a_killed_trainer_is_tried_again(bench: Bench, tmp_path: Path) -> None:
+    bench.plant("crash", once=str(tmp_path / "once"))
+    assert bench.run() == "crashed"
+    assert bench.states() == ("running", ["queued"], ["crashed"])
+    error = bench.attempt().error
+    assert error is not None
+    assert "SIGKILL" in error["message"]
+    assert bench.run() == "succeeded"
+
+
+def test_a_trainer_that_always_breaks_off_fails_in_the_end(bench: Bench) -> None:
+    bench.plant("exit")
+    assert [bench.run() for _ in range(3)] == ["crashed"] * 3
+    assert bench.error()["code"] == "attempts_exhausted"
+
+
+def test_a_trainer_that_writes_nothing_fails(bench: Bench) -> None:
+    bench.plant("empty")
+    assert bench.run() == "failed"
+    assert "lineage.json" in bench.error()["message"]
+
+
+def test_the_time_limit_ends_a_trainer(bench: Bench) -> None:
+    bench.plant("hang")
+    bench.configure(time_limit_s=1)
+    assert bench.run() == "failed"
+    assert bench.error()["code"] == "timed_out"
+
+
+def test_a_cancelled_job_ends_its_group_even_if_it_ignores_sigterm(bench: Bench) -> None:
+    bench.plant("stubborn")
+    pids: list[int | None] = []
+
+    def cancel() -> None:
+        time.sleep(0.3)
+        pids.append(bench.trainer_pid())
+        bench.database.run(lambda session: cancel_job(session, bench.job_id))
+
+    begun = time.monotonic()
+    assert bench.run_meanwhile(cancel) == "cancelled"
+    assert time.monotonic() - begun < 10
+    assert bench.states() == ("cancelled", ["cancelled"], ["cancelled"])
+    assert pids[0] is not None
+    assert not psutil.pid_exists(pids[0])
+
+
+def test_a_grandchild_dies_with_its_trainer(bench: Bench) -> None:
+    bench.plant("grandchild")
+    assert bench.run() == "succeeded"
+    with bench.database.session_scope() as session:
+        pid = session.scalars(select(Event.message).where(Event.kind == "grandchild")).one()
+    assert not psutil.pid_exists(int(pid)) or psutil.Process(int(pid)).status() == psutil.STATUS_ZOMBIE
+
+
+def test_a_stopping_worker_hands_its_cycle_back(bench: Bench) -> None:
+    bench.plant("hang")
+    assert bench.run_meanwhile(bench.runtime.draining.set) == "handed_back"
+    assert bench.states() == ("running", ["queued"], ["handed_back"])
+    assert bench.run() is None
+
+
+def test_a_stale_attempt_stops_its_trainer_and_changes_nothing(bench: Bench) -> None:
+    bench.plant("hang")
+
+    def close() -> None:
+        with bench.database.session_scope() as session:
+            session.execute(update(Attempt).values(outcome="superseded", closed_at=Attempt.opened_at))
+
+    assert bench.run_meanwhile(close) == "stale"
+    assert bench.states() == ("running", ["running"], ["superseded"])
+
+
+def test_a_trainer_sees_no_credentials_and_its_output_is_redacted(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DMSAE_S3_SECRET_KEY", "never-shown")
+    monkeypatch.setenv("HF_TOKEN", "hf_0123456789abcdefghij")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "never-shown")
+    password = bench.runtime.settings.broker_url.get_secret_value().split(":")[2].split("@")[0]
+    bench.plant("print", text=f"token hf_0123456789abcdefghij and {password}")
+    assert bench.run() == "succeeded"
+    tail = bench.attempt().log_tail
+    seen = {line.split()[1] for line in tail.splitlines() if line.startswith("sees ")}
+    assert "HF_TOKEN" in seen
+    assert not [name for name in seen if name.startswith(("DMSAE_", "AWS_"))]
+    assert "hf_0123456789abcdefghij" not in tail
+    assert password not in tail
+
+
+def test_endless_and_broken_lines_do_no_harm(bench: Bench) -> None:
+    bench.plant("flood")
+    assert bench.run() == "succeeded"
+    assert len(bench.attempt().log_tail) <= 64 << 10
+
+
+def test_a_model_outside_the_allowed_roots_is_refused_before_anything_starts(
+    bench: Bench, tmp_path: Path
+) -> None:
+    root = tmp_path / "models"
+    root.mkdir()
+    (root / "sly").symlink_to("/etc")
+    bench.runtime.settings = bench.runtime.settings.model_copy(update={"allowed_roots": [root]})
+    bench.plant()
+    bench.configure(model={"source": "local", "path": str(root / "sly" / "passwd")})
+    assert bench.run() == "failed"
+    assert bench.error()["code"] == "model_unreadable"
+    assert bench.error()["param"] == "model.path"
+
+
+def test_a_store_that_does_not_answer_means_another_attempt(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("worker.supervisor.STORE_TRIES", 1)
+    away = bench.runtime.settings.model_copy(update={"s3_endpoint_url": "http://127.0.0.1:9"})
+    bench.runtime.objects.close()
+    bench.runtime.objects = ObjectStore(away)
+    bench.plant()
+    assert bench.run() == "crashed"
+    error = bench.attempt().error
+    assert error is not None
+    assert error["code"] == "store_unavailable"
+
+
+def test_a_device_that_another_worker_holds_is_left_alone(bench: Bench) -> None:
+    bench.plant("hang")
+
+    def try_too() -> None:
+        bench.plant()
+        assert bench.run() is None
+        bench.runtime.draining.set()
+
+    assert bench.run_meanwhile(try_too) == "handed_back"
+
+
+def test_the_lease_is_renewed_while_the_trainer_runs(bench: Bench) -> None:
+    bench.plant(seconds=3.0)
+    bench.runtime.settings = bench.runtime.settings.model_copy(update={"lease_s": 1.0})
+
+    def look() -> None:
+        time.sleep(2.0)
+        with bench.database.session_scope() as session:
+            attempt = session.scalars(select(Attempt)).one()
+            assert attempt.lease_expires_at - attempt.opened_at > timedelta(seconds=2)
+            assert attempt.phase == "training"
+            assert attempt.progress is not None
+            assert attempt.progress["n_steps"] == 5
+
+    assert bench.run_meanwhile(look) == "succeeded"

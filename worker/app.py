@@ -1,0 +1,115 @@
+"""The Celery application of a worker: `celery -A worker.app worker -P threads -c 1 -Q ... --device cpu:0`.
+
+Importing this reads no environment: settings are read when Celery asks for its configuration.
+`python -m worker --device cpu:0` fills in the queues.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import click
+import structlog
+from celery import Celery, Task, bootsteps
+from celery.signals import worker_shutting_down
+
+from dmsae.errors import Unavailable
+from dmsae.service.logs import configure_logs
+from dmsae.service.queue import TASK_NAME, celery_options, check_broker
+from dmsae.service.settings import load_settings
+from dmsae.service.workers import register_worker, stop_worker
+from worker.idle import IdleTimer
+from worker.runtime import TRAINER_COMMAND, Runtime, make_runtime
+from worker.task import run_one_cycle
+
+log = structlog.get_logger()
+
+
+class Device:
+    """The device that this process serves, from the worker's start to its end."""
+
+    def __init__(self, command: Sequence[str]) -> None:
+        self._command = command
+        self._runtime: Runtime | None = None
+        self._timer: IdleTimer | None = None
+
+    def open(self, app: Celery, name: str) -> None:
+        """Connect, check the broker, introduce the worker, and begin to listen."""
+        settings = load_settings()
+        configure_logs(settings.log_level)
+        runtime = self._runtime = make_runtime(settings, app, device=name, command=self._command)
+        worker_shutting_down.connect(self._drain, weak=False)
+        try:
+            check_broker(settings.broker_url)
+            runtime.database.run(lambda session: register_worker(session, runtime.worker))
+        except Unavailable as error:
+            log.warning("worker_starts_without", error=error.message)
+        self._timer = IdleTimer(runtime)
+        self._timer.start()
+        log.info("worker_started", worker=runtime.worker.id, device=name)
+
+    def run_cycle(self, celery_task_id: str | None) -> None:
+        """Run one cycle, then look at once for another."""
+        if self._runtime is None or self._timer is None:
+            raise RuntimeError("the worker's device was never opened: start it with --device")
+        self._timer.heard()
+        try:
+            outcome = run_one_cycle(self._runtime, celery_task_id=celery_task_id)
+        finally:
+            self._timer.rest()
+        if outcome is not None and not self._runtime.draining.is_set():
+            worker = self._runtime.worker
+            self._runtime.wake_ups.wake_worker(worker.id, worker.resource_class)
+
+    def close(self) -> None:
+        """Say goodbye and disconnect."""
+        if self._runtime is None or self._timer is None:
+            return
+        self._timer.stop()
+        worker_id = self._runtime.worker.id
+        try:
+            self._runtime.database.run(lambda session: stop_worker(session, worker_id))
+        except Unavailable:
+            log.warning("worker_stops_unnoted", worker=worker_id)
+        self._runtime.close()
+        log.info("worker_stopped", worker=worker_id)
+
+    def _drain(self, **_: Any) -> None:
+        if self._runtime is not None:
+            self._runtime.draining.set()
+
+
+def make_app(command: Sequence[str] = TRAINER_COMMAND) -> Celery:
+    """Make a worker's application; `command` starts a trainer."""
+    app = Celery("dmsae", set_as_current=False)
+    device = Device(command)
+
+    class DeviceStep(bootsteps.StartStopStep):
+        """Opens the device before anything is consumed, closes it after the last task."""
+
+        requires = ("celery.worker.components:Timer",)
+
+        def __init__(self, parent: Any, device: str | None = None, **options: Any) -> None:
+            super().__init__(parent, **options)
+            self.name_given = device
+
+        def start(self, parent: Any) -> None:
+            device.open(parent.app, self.name_given or "cpu:0")
+
+        def stop(self, parent: Any) -> None:  # noqa: ARG002 - Celery's protocol
+            device.close()
+
+    def configure(sender: Celery, **_: Any) -> None:
+        sender.config_from_object(celery_options(load_settings().broker_url.get_secret_value()))
+
+    def run_cycle(task: "Task[Any, Any]", resource_class: str) -> None:  # noqa: ARG001 - for the log
+        """Claim, supervise and record exactly one cycle."""
+        device.run_cycle(task.request.id)
+
+    app.on_configure.connect(configure, weak=False)
+    app.user_options["worker"].add(click.Option(["--device"], help="Device to serve, such as cpu:0."))
+    app.steps["worker"].add(DeviceStep)
+    app.task(name=TASK_NAME, bind=True)(run_cycle)
+    return app
+
+
+app = make_app()

@@ -1,0 +1,75 @@
+"""The heart of one attempt: renews its lease in a thread and over a connection of its own.
+
+Without Postgres it goes on trying and the trainer trains on. Only an answer stops it: the attempt is stale,
+or the job is being cancelled.
+"""
+
+import threading
+from types import TracebackType
+from typing import Self
+
+import structlog
+from sqlalchemy.exc import DBAPIError
+
+from dmsae.errors import StaleAttempt, Unavailable
+from dmsae.service.claims import Claim
+from dmsae.service.database import Database
+from dmsae.service.leases import renew
+from dmsae.service.settings import Settings
+from worker.trainer_output import TrainerOutput
+
+log = structlog.get_logger()
+
+
+class Heartbeat:
+    """Beats while the `with` block runs; `changed` is set whenever there is an answer to act on."""
+
+    def __init__(self, settings: Settings, claim: Claim, output: TrainerOutput) -> None:
+        self._settings = settings
+        self._claim = claim
+        self._output = output
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
+        self.changed = threading.Event()
+        self.is_stale = False
+        self.is_cancelling = False
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stop.set()
+        self._thread.join(self._settings.heartbeat_s + 1)
+
+    def _run(self) -> None:
+        url = self._settings.database_url.get_secret_value()
+        database = Database(url, wake_up=lambda _: None, pool_size=1)
+        try:
+            while not self._stop.wait(self._settings.heartbeat_s) and not self.is_stale:
+                self._beat(database)
+        finally:
+            database.dispose()
+
+    def _beat(self, database: Database) -> None:
+        report = self._output.take_report()
+        try:
+            state = database.run(
+                lambda session: renew(session, self._claim, lease_s=self._settings.lease_s, report=report)
+            )
+        except StaleAttempt:
+            self.is_stale = True
+        except Unavailable as error:
+            self._output.give_back(report)
+            log.warning("heartbeat_missed", attempt=self._claim.attempt_id, error=error.message)
+            return
+        except DBAPIError as error:
+            # What the database refuses today it refuses tomorrow: better to lose a report than the lease.
+            log.error("report_refused", attempt=self._claim.attempt_id, error=type(error.orig).__name__)
+            return
+        else:
+            self.is_cancelling = state.is_cancelling
+        if self.is_stale or self.is_cancelling:
+            self.changed.set()

@@ -1,0 +1,254 @@
+"""One attempt from claim to record: prepare, train, upload, record.
+
+The trainer trains; here it is started, watched and ended, and what became of it is recorded in one
+transaction. While Postgres is away the record waits for it; a stale attempt records nothing.
+"""
+
+import errno
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeVar
+
+import structlog
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.orm import Session
+
+from dmsae.errors import FAILURES, CycleFailed, StaleAttempt, Unavailable
+from dmsae.service.claims import Claim, StoredFile
+from dmsae.service.leases import Report, renew
+from dmsae.service.recording import (
+    RetryPolicy,
+    record_cancelled,
+    record_crash,
+    record_failure,
+    record_hand_back,
+    record_success,
+)
+from dmsae.service.results import CycleResult, read_result
+from worker.device_lock import DeviceLock
+from worker.heartbeat import Heartbeat
+from worker.protocol import DoneMessage, FailedMessage
+from worker.redacting import make_redactor
+from worker.runtime import Runtime
+from worker.trainer import Trainer, describe_exit
+from worker.trainer_output import TrainerOutput
+from worker.work_folder import WorkFolder, check_model_path
+
+log = structlog.get_logger()
+
+WATCH_S = 0.1
+EXIT_PATIENCE_S = 10.0
+"""How long a trainer may take to exit after its last line."""
+RECORD_PATIENCE_S = 1.0
+STORE_TRIES = 4
+NOT_GONE_PATIENCE_S = 5.0
+
+Recording = Callable[[Session], str]
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """How an attempt ended: the outcome to record, with a failure's code and sentence."""
+
+    kind: str
+    """succeeded, failed, crashed, handed_back, cancelled or stale."""
+    code: str = ""
+    message: str = ""
+    param: str | None = None
+
+
+class Supervisor:
+    """Runs one claimed attempt; use it once."""
+
+    def __init__(self, runtime: Runtime, claim: Claim, lock: DeviceLock) -> None:
+        self._runtime = runtime
+        self._settings = runtime.settings
+        self._claim = claim
+        self._lock = lock
+        self._output = TrainerOutput(make_redactor(runtime.settings))
+        self._folder = WorkFolder(runtime.settings.work_dir, runtime.worker.device)
+        self._last_report = Report()
+        self._heartbeat = Heartbeat(runtime.settings, claim, self._output)
+        self._log = log.bind(job=claim.job_id, cycle=claim.cycle_index, attempt=claim.attempt_number)
+
+    def run(self) -> str:
+        """Carry the attempt through; when this returns no process of it is left. Gives its outcome."""
+        self._log.info("attempt_began", fence=self._claim.fence)
+        artifacts: tuple[StoredFile, ...] = ()
+        result: CycleResult | None = None
+        try:
+            with self._heartbeat:
+                verdict = self._prepare() or self._train()
+                if verdict.kind == "succeeded":
+                    verdict, artifacts, result = self._collect()
+            outcome = self._record(verdict, artifacts, result)
+        finally:
+            self._folder.clear()
+        self._log.info("attempt_ended", outcome=outcome, code=verdict.code or None)
+        return outcome
+
+    def _prepare(self) -> Verdict | None:
+        try:
+            check_model_path(self._claim.spec, self._settings.allowed_roots)
+            self._settings.cache_dir.mkdir(parents=True, exist_ok=True)
+            self._with_store(lambda: self._folder.prepare(self._claim, self._runtime.objects))
+        except (CycleFailed, Unavailable, OSError) as error:
+            return _verdict_of(error)
+        return None
+
+    def _train(self) -> Verdict:
+        if (reason := self._reason_to_stop()) is not None:
+            return reason
+        arguments = self._folder.arguments(self._claim, self._settings.cache_dir)
+        try:
+            trainer = Trainer(
+                [*self._runtime.command, *arguments],
+                folder=self._folder.path,
+                lock_fd=self._lock.fd,
+                output=self._output,
+            )
+        except OSError as error:
+            return Verdict("crashed", "crashed", f"The trainer could not be started: {error.strerror}.")
+        try:
+            self._lock.name_trainer(trainer.pid)
+            self._log.info("trainer_started", pid=trainer.pid)
+            verdict = self._watch(trainer)
+        finally:
+            self._end(trainer)
+        return verdict or self._judge(trainer)
+
+    def _watch(self, trainer: Trainer) -> Verdict | None:
+        """Wait until the trainer ends by itself (None), or there is a reason to end it."""
+        limit_s = self._claim.time_limit_s
+        begun = time.monotonic()
+        said_last: float | None = None
+        while trainer.exit_status() is None:
+            now = time.monotonic()
+            if (reason := self._reason_to_stop()) is not None:
+                return reason
+            if limit_s is not None and now - begun > limit_s:
+                message = f"The cycle ran longer than time_limit_s = {limit_s} seconds."
+                return Verdict("failed", "timed_out", message, "time_limit_s")
+            said_last = said_last or (now if self._output.ending else None)
+            if said_last is not None and now - said_last > EXIT_PATIENCE_S:
+                return None
+            self._heartbeat.changed.wait(WATCH_S)
+        return None
+
+    def _reason_to_stop(self) -> Verdict | None:
+        if self._heartbeat.is_stale:
+            return Verdict("stale")
+        if self._heartbeat.is_cancelling:
+            return Verdict("cancelled")
+        if self._runtime.draining.is_set():
+            return Verdict("handed_back", message="The worker stops; the cycle goes back to the queue.")
+        return None
+
+    def _end(self, trainer: Trainer) -> None:
+        """End the trainer's group, however long it takes: nothing may be recorded or claimed before."""
+        while not trainer.stop(grace_s=self._settings.kill_grace_s):
+            self._log.error("trainer_does_not_die", pid=trainer.pid)
+            time.sleep(NOT_GONE_PATIENCE_S)
+
+    def _judge(self, trainer: Trainer) -> Verdict:
+        """Say what a trainer that ended by itself achieved."""
+        match self._output.ending:
+            case DoneMessage():
+                return Verdict("succeeded")
+            case FailedMessage(code=code, message=message, param=param):
+                known = code if code in FAILURES else "internal_error"
+                kind = "crashed" if FAILURES[known] else "failed"
+                return Verdict(kind, known, self._output.redacted(message), param)
+        status = trainer.exit_status()
+        return Verdict("crashed", "crashed", describe_exit(0 if status is None else status))
+
+    def _collect(self) -> tuple[Verdict, tuple[StoredFile, ...], CycleResult | None]:
+        """Read the results and store all files."""
+        self._output.set_phase("uploading")
+        try:
+            result = read_result(self._folder.out)
+            artifacts = self._with_store(
+                lambda: self._folder.upload(
+                    self._claim, self._runtime.objects, has_stopped=lambda: self._reason_to_stop() is not None
+                )
+            )
+        except (CycleFailed, Unavailable, OSError) as error:
+            return _verdict_of(error), (), None
+        if not artifacts:
+            return self._reason_to_stop() or Verdict("handed_back"), (), None
+        return Verdict("succeeded"), artifacts, result
+
+    def _with_store(self, use: Callable[[], Result]) -> Result:
+        """Use the store, again after a while if it does not answer."""
+        for n_tried in range(1, STORE_TRIES):
+            try:
+                return use()
+            except Unavailable:
+                self._log.warning("store_unavailable", n_tried=n_tried)
+                if self._reason_to_stop() is not None:
+                    raise
+                time.sleep(2**n_tried)
+        return use()
+
+    def _record(self, verdict: Verdict, artifacts: tuple[StoredFile, ...], result: CycleResult | None) -> str:
+        if verdict.kind == "stale":
+            return "stale"
+        self._last_report = self._output.take_report()
+        recording = self._recording(verdict, artifacts, result)
+        while True:
+            try:
+                return self._runtime.database.run(recording)
+            except StaleAttempt:
+                return "stale"
+            except CycleFailed as error:
+                verdict = _verdict_of(error)
+                self._log.error("result_refused", error=error.message)
+                recording = self._recording(verdict, (), None)
+            except DBAPIError as error:
+                if verdict.code == "internal_error":
+                    raise
+                self._log.error("record_refused", error=type(error.orig).__name__)
+                verdict = Verdict("failed", "internal_error", "The database refused the cycle's results.")
+                recording = self._recording(verdict, (), None)
+            except Unavailable:
+                if self._runtime.draining.is_set():
+                    self._log.warning("attempt_left_open")
+                    return "unrecorded"
+                self._log.warning("record_waits_for_database")
+                time.sleep(RECORD_PATIENCE_S)
+
+    def _recording(
+        self, verdict: Verdict, artifacts: tuple[StoredFile, ...], result: CycleResult | None
+    ) -> Recording:
+        """Give the transaction that stores the last report and the outcome."""
+        claim, settings, report = self._claim, self._settings, self._last_report
+        policy = RetryPolicy(settings.max_attempts, settings.retry_backoff_s)
+        code, message = verdict.code, verdict.message
+
+        def recording(session: Session) -> str:
+            renew(session, claim, lease_s=settings.lease_s, report=report)
+            match verdict.kind:
+                case "succeeded" if result is not None:
+                    return record_success(session, claim, artifacts=artifacts, result=result)
+                case "failed":
+                    return record_failure(session, claim, code=code, message=message, param=verdict.param)
+                case "cancelled":
+                    return record_cancelled(session, claim, confirmed_by="supervisor")
+                case "handed_back":
+                    return record_hand_back(session, claim, reason=message)
+            return record_crash(session, claim, code=code or "crashed", message=message, policy=policy)
+
+        return recording
+
+
+def _verdict_of(error: CycleFailed | Unavailable | OSError) -> Verdict:
+    match error:
+        case CycleFailed():
+            return Verdict("failed", error.failure, error.message, error.param)
+        case Unavailable():
+            return Verdict("crashed", "store_unavailable", error.message)
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return Verdict("failed", "disk_full", "The worker's disk is full.")
+    return Verdict("crashed", "crashed", f"The worker cannot use its work folder: {error.strerror}.")

@@ -1,0 +1,191 @@
+"""Puts right what nobody else does: `python -m worker.sweeper`, in any number of replicas, of which one acts.
+
+It closes attempts whose lease it has watched expired for one whole lease of its own uninterrupted contact
+with the database, ends jobs stuck in `cancelling`, sends lost wake-ups again, notes which workers are gone,
+and deletes what attempts without success left in the store.
+"""
+
+import signal
+import threading
+import time
+from dataclasses import dataclass
+from datetime import datetime
+from functools import partial
+
+import structlog
+from sqlalchemy import Connection, func, select
+from sqlalchemy.exc import DBAPIError
+
+from dmsae.errors import Unavailable
+from dmsae.service.cancelling import find_cancelling, finish_cancelling
+from dmsae.service.database import Database
+from dmsae.service.leases import ExpiredLease, find_expired
+from dmsae.service.logs import configure_logs
+from dmsae.service.objects import ObjectStore
+from dmsae.service.queue import WakeUps, make_celery
+from dmsae.service.recording import RetryPolicy
+from dmsae.service.settings import Settings, load_settings
+from dmsae.service.sweeping import abandoned_attempts, classes_waiting, close_expired
+from dmsae.service.workers import mark_gone_workers
+
+log = structlog.get_logger()
+
+LEADER_LOCK = 0x646D73_02
+DAY_S = 86_400.0
+DELETE_EVERY_S = 3600.0
+GONE_AFTER_S = 60.0
+
+
+@dataclass(frozen=True)
+class Sighting:
+    """When an expired lease was first seen, by the sweeper's own clock."""
+
+    lease_expires_at: datetime
+    seen_at: float
+
+
+class Watch:
+    """Remembers how long each lease was seen expired without a gap."""
+
+    def __init__(self, lease_s: float, *, gap_s: float) -> None:
+        self._lease_s = lease_s
+        self._gap_s = gap_s
+        self._seen: dict[str, Sighting] = {}
+        self._looked_at: float | None = None
+
+    def forget(self) -> None:
+        """Begin anew: contact was lost, so nobody knows who could not renew."""
+        self._seen.clear()
+        self._looked_at = None
+
+    def overdue(self, expired: list[ExpiredLease], now: float) -> list[ExpiredLease]:
+        """Take what is expired now; give what has been for one whole lease."""
+        if self._looked_at is not None and now - self._looked_at > self._gap_s:
+            self.forget()
+        self._looked_at = now
+        seen = {}
+        for lease in expired:
+            known = self._seen.get(lease.held.attempt_id)
+            is_same = known is not None and known.lease_expires_at == lease.lease_expires_at
+            seen[lease.held.attempt_id] = (
+                known if known is not None and is_same else Sighting(lease.lease_expires_at, now)
+            )
+        self._seen = seen
+        return [e for e in expired if now - seen[e.held.attempt_id].seen_at >= self._lease_s]
+
+
+class Sweeper:
+    """One replica; `sweep` acts only while it holds the leader's lock."""
+
+    def __init__(
+        self, settings: Settings, database: Database, wake_ups: WakeUps, objects: ObjectStore
+    ) -> None:
+        self._settings = settings
+        self._database = database
+        self._wake_ups = wake_ups
+        self._objects = objects
+        self._leadership: Connection | None = None
+        self._watch = Watch(settings.lease_s, gap_s=max(3 * settings.sweep_s, settings.lease_s / 2))
+        self._deleted_at = -DELETE_EVERY_S
+
+    def sweep(self) -> bool:
+        """Look once and put right what is wrong; false if another replica acts or Postgres is away."""
+        try:
+            if not self._is_leader():
+                self._watch.forget()
+                return False
+            self._close_expired()
+            self._finish_cancelling()
+            self._wake()
+            gone_after_s = max(GONE_AFTER_S, 5 * self._settings.idle_wake_s)
+            for worker_id in self._database.run(lambda s: mark_gone_workers(s, after_s=gone_after_s)):
+                log.warning("worker_gone", worker=worker_id)
+            self._delete_abandoned()
+        except (Unavailable, DBAPIError) as error:
+            log.warning("sweep_failed", error=type(error).__name__)
+            self._watch.forget()
+            self.resign()
+            return False
+        return True
+
+    def resign(self) -> None:
+        """Give the leader's lock back."""
+        if self._leadership is not None:
+            self._leadership.invalidate()
+            self._leadership.close()
+            self._leadership = None
+
+    def _is_leader(self) -> bool:
+        """Hold the leader's lock on a connection of its own: when that breaks, so does the lead."""
+        if self._leadership is not None:
+            self._leadership.execute(select(1))
+            return True
+        connection = self._database.engine.connect().execution_options(isolation_level="AUTOCOMMIT")
+        if connection.scalar(select(func.pg_try_advisory_lock(LEADER_LOCK))):
+            self._leadership = connection
+            log.info("sweeper_leads")
+            return True
+        connection.close()
+        return False
+
+    def _close_expired(self) -> None:
+        policy = RetryPolicy(self._settings.max_attempts, self._settings.retry_backoff_s)
+        for expired in self._watch.overdue(self._database.run(find_expired), time.monotonic()):
+            outcome = self._database.run(partial(close_expired, expired=expired, policy=policy))
+            if outcome is not None:
+                held = expired.held
+                log.warning(
+                    "attempt_expired",
+                    job=held.job_id,
+                    cycle=held.cycle_index,
+                    attempt=held.attempt_number,
+                    outcome=outcome,
+                )
+
+    def _finish_cancelling(self) -> None:
+        for job_id in self._database.run(find_cancelling):
+            self._database.run(partial(finish_cancelling, job_id=job_id))
+
+    def _wake(self) -> None:
+        waiting = self._database.run(lambda s: classes_waiting(s, longer_than_s=self._settings.sweep_s))
+        for resource_class in waiting:
+            self._wake_ups.send_wake_up(resource_class)
+
+    def _delete_abandoned(self) -> None:
+        if time.monotonic() - self._deleted_at < DELETE_EVERY_S:
+            return
+        self._deleted_at = time.monotonic()
+        for held in self._database.run(
+            lambda s: abandoned_attempts(s, closed_before_s=DAY_S, closed_after_s=7 * DAY_S)
+        ):
+            n_deleted = self._objects.delete_prefix(held.object_prefix)
+            if n_deleted:
+                log.info("objects_deleted", prefix=held.object_prefix, n_deleted=n_deleted)
+
+
+def main() -> None:
+    """Sweep until told to stop."""
+    settings = load_settings()
+    configure_logs(settings.log_level)
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    wake_ups = WakeUps(make_celery(settings.broker_url))
+    url = settings.database_url.get_secret_value()
+    database = Database(url, wake_up=wake_ups.send_wake_up, pool_size=3)
+    objects = ObjectStore(settings)
+    sweeper = Sweeper(settings, database, wake_ups, objects)
+    log.info("sweeper_started")
+    try:
+        while not stop.is_set():
+            sweeper.sweep()
+            stop.wait(settings.sweep_s)
+    finally:
+        sweeper.resign()
+        database.dispose()
+        objects.close()
+    log.info("sweeper_stopped")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,44 @@
+"""The one task: claim, supervise and record exactly one cycle, then return."""
+
+import structlog
+
+from dmsae.errors import Unavailable
+from dmsae.service.claims import Claim, claim_cycle
+from dmsae.service.workers import register_worker, touch_worker
+from worker.device_lock import hold_device
+from worker.runtime import Runtime
+from worker.supervisor import Supervisor
+
+log = structlog.get_logger()
+
+
+def run_one_cycle(runtime: Runtime, *, celery_task_id: str | None = None) -> str | None:
+    """Run the best cycle that this worker may run; give the attempt's outcome, None if there was none."""
+    settings = runtime.settings
+    with hold_device(settings.lock_dir, runtime.worker.device, kill_grace_s=settings.kill_grace_s) as lock:
+        if lock is None:
+            log.info("device_busy", device=runtime.worker.device)
+            return None
+        claim = _claim(runtime, celery_task_id)
+        return None if claim is None else Supervisor(runtime, claim, lock).run()
+
+
+def _claim(runtime: Runtime, celery_task_id: str | None) -> Claim | None:
+    worker = runtime.worker
+    if runtime.draining.is_set():
+        return None
+    try:
+        if not runtime.database.run(lambda session: touch_worker(session, worker.id)):
+            runtime.database.run(lambda session: register_worker(session, worker))
+        return runtime.database.run(
+            lambda session: claim_cycle(
+                session,
+                worker_id=worker.id,
+                resource_class=worker.resource_class,
+                lease_s=runtime.settings.lease_s,
+                celery_task_id=celery_task_id,
+            )
+        )
+    except Unavailable as error:
+        log.warning("claim_failed", error=error.message)
+        return None
