@@ -292,10 +292,8 @@ def _decoder_cosine(core: Core, sae: MatryoshkaSae) -> list[float]:
 
 def _divergence(p: Float[Tensor, "n_counted vocab"], q: Float[Tensor, "n_counted vocab"]) -> float:
     """Sum KL(p || q) over positions, both given as log-probabilities."""
-    return sum(
-        (clean.exp() * (clean - spliced)).double().sum().item()
-        for clean, spliced in zip(torch.split(p, KL_POSITIONS), torch.split(q, KL_POSITIONS), strict=True)
-    )
+    pairs = zip(torch.split(p, KL_POSITIONS), torch.split(q, KL_POSITIONS), strict=True)
+    return sum((clean.exp() * (clean - spliced)).sum(dim=1).double().sum().item() for clean, spliced in pairs)
 
 
 def _recovered(ce: float | None, clean: float | None, ablated: float | None) -> float | None:

@@ -1,7 +1,7 @@
 """On a problem whose answer is known, trained for real, the core is what was planted.
 
-Activations are sparse sums of known directions. Few of these move the next-token loss; the others are as strong
-and as frequent, and the SAE learns them too, but nothing reads them.
+Activations are sparse sums of known directions. Few of these move the next-token loss; the others are as
+strong and as frequent, and the SAE learns them too, but nothing reads them.
 """
 
 from collections.abc import Iterator
