@@ -74,13 +74,13 @@ def upgrade() -> None:
         sa.Column("finished_at", sa.DateTime(timezone=True), nullable=True),
         sa.CheckConstraint(
             "(finished_at IS NOT NULL) = (state IN ('succeeded', 'failed', 'cancelled'))",
-            name="ck_jobs_finished",
+            name=op.f("ck_jobs_finished"),
         ),
-        sa.CheckConstraint("kind IN ('distillation', 'training', 'probe')", name="ck_jobs_kind_known"),
-        sa.CheckConstraint("priority IN ('low', 'normal', 'high')", name="ck_jobs_priority_known"),
+        sa.CheckConstraint("kind IN ('distillation', 'training', 'probe')", name=op.f("ck_jobs_kind_known")),
+        sa.CheckConstraint("priority IN ('low', 'normal', 'high')", name=op.f("ck_jobs_priority_known")),
         sa.CheckConstraint(
             "state IN ('queued', 'running', 'cancelling', 'succeeded', 'failed', 'cancelled')",
-            name="ck_jobs_state_known",
+            name=op.f("ck_jobs_state_known"),
         ),
         sa.ForeignKeyConstraint(["owner_id"], ["owners.id"], name="fk_jobs_owner_id"),
         sa.PrimaryKeyConstraint("id", name="pk_jobs"),
@@ -111,13 +111,13 @@ def upgrade() -> None:
         sa.Column("output_core_id", sa.Text(), nullable=True),
         sa.Column("metrics", postgresql.JSONB(astext_type=sa.Text()), nullable=True),
         sa.CheckConstraint(
-            "(state = 'succeeded') = (output_core_id IS NOT NULL)", name="ck_cycles_succeeded_with_core"
+            "(state = 'succeeded') = (output_core_id IS NOT NULL)", name=op.f("ck_cycles_succeeded_with_core")
         ),
         sa.CheckConstraint(
             "state IN ('waiting', 'queued', 'running', 'succeeded', 'failed', 'cancelled', 'skipped')",
-            name="ck_cycles_state_known",
+            name=op.f("ck_cycles_state_known"),
         ),
-        sa.CheckConstraint('"index" >= 0', name="ck_cycles_index_not_negative"),
+        sa.CheckConstraint('"index" >= 0', name=op.f("ck_cycles_index_not_negative")),
         sa.ForeignKeyConstraint(["job_id"], ["jobs.id"], name="fk_cycles_job_id"),
         sa.ForeignKeyConstraint(["owner_id"], ["owners.id"], name="fk_cycles_owner_id"),
         sa.PrimaryKeyConstraint("id", name="pk_cycles"),
@@ -161,7 +161,7 @@ def upgrade() -> None:
         sa.CheckConstraint(
             "origin_kind IN ('learned', 'selected', 'filtered', 'random_directions', 'random_latents', "
             "'frequent', 'energy')",
-            name="ck_latents_origin_kind_known",
+            name=op.f("ck_latents_origin_kind_known"),
         ),
         sa.ForeignKeyConstraint(["origin_job_id"], ["jobs.id"], name="fk_latents_origin_job_id"),
         sa.PrimaryKeyConstraint("id", name="pk_latents"),
@@ -191,14 +191,14 @@ def upgrade() -> None:
         sa.Column("closed_at", sa.DateTime(timezone=True), nullable=True),
         sa.CheckConstraint(
             "outcome IN ('succeeded', 'failed', 'crashed', 'handed_back', 'cancelled', 'superseded')",
-            name="ck_attempts_outcome_known",
+            name=op.f("ck_attempts_outcome_known"),
         ),
         sa.CheckConstraint(
             "phase IN ('starting', 'loading', 'harvesting', 'training', 'attributing', 'evaluating', "
             "'uploading')",
-            name="ck_attempts_phase_known",
+            name=op.f("ck_attempts_phase_known"),
         ),
-        sa.CheckConstraint("(outcome IS NULL) = (closed_at IS NULL)", name="ck_attempts_closed"),
+        sa.CheckConstraint("(outcome IS NULL) = (closed_at IS NULL)", name=op.f("ck_attempts_closed")),
         sa.ForeignKeyConstraint(["cycle_id"], ["cycles.id"], name="fk_attempts_cycle_id"),
         sa.ForeignKeyConstraint(["worker_id"], ["workers.id"], name="fk_attempts_worker_id"),
         sa.PrimaryKeyConstraint("id", name="pk_attempts"),
@@ -230,7 +230,7 @@ def upgrade() -> None:
         sa.Column("created_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
         sa.CheckConstraint(
             "kind IN ('selected', 'filtered', 'random_directions', 'random_latents', 'frequent', 'energy')",
-            name="ck_cores_kind_known",
+            name=op.f("ck_cores_kind_known"),
         ),
         sa.ForeignKeyConstraint(["cycle_id"], ["cycles.id"], name="fk_cores_cycle_id"),
         sa.PrimaryKeyConstraint("id", name="pk_cores"),
@@ -318,7 +318,8 @@ def upgrade() -> None:
         sa.Column("firing_jaccard", sa.Double(), nullable=True),
         sa.Column("is_borderline", sa.Boolean(), nullable=False),
         sa.CheckConstraint(
-            "(parent_core_id IS NULL) = (parent_core_index IS NULL)", name="ck_core_latents_parent_whole"
+            "(parent_core_id IS NULL) = (parent_core_index IS NULL)",
+            name=op.f("ck_core_latents_parent_whole"),
         ),
         sa.ForeignKeyConstraint(["core_id"], ["cores.id"], name="fk_core_latents_core_id"),
         sa.ForeignKeyConstraint(["latent_id"], ["latents.id"], name="fk_core_latents_latent_id"),

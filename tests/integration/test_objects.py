@@ -1,0 +1,109 @@
+"""Bytes go in, come out the same, and are handed out by links."""
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from dmsae.errors import NotFound, Unavailable
+from dmsae.service.objects import ObjectStore
+from dmsae.service.settings import Settings
+
+
+@pytest.fixture
+def store(settings: Settings) -> Iterator[ObjectStore]:
+    store = ObjectStore(settings)
+    yield store
+    store.close()
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    path = tmp_path / "weights.bin"
+    path.write_bytes(bytes(range(256)) * 4096)
+    return path
+
+
+def prefix_of(path: Path) -> str:
+    return f"tests/{path.parent.name}/"
+
+
+def test_a_stored_file_comes_back_byte_for_byte(store: ObjectStore, file: Path) -> None:
+    stored = store.put_file(prefix_of(file) + "a.bin", file)
+    target = file.with_name("back.bin")
+    store.get_file(stored.key, target, sha256=stored.sha256)
+    assert target.read_bytes() == file.read_bytes()
+    assert stored.size_bytes == file.stat().st_size
+
+
+def test_other_bytes_than_expected_are_refused_and_leave_no_file(store: ObjectStore, file: Path) -> None:
+    stored = store.put_file(prefix_of(file) + "a.bin", file)
+    target = file.with_name("back.bin")
+    with pytest.raises(Unavailable, match="other bytes"):
+        store.get_file(stored.key, target, sha256="0" * 64)
+    assert not target.exists()
+    with pytest.raises(NotFound):
+        store.get_file(prefix_of(file) + "none", target, sha256=stored.sha256)
+
+
+def test_a_presigned_link_serves_the_file_under_its_name_on_the_public_host(
+    settings: Settings, store: ObjectStore, file: Path
+) -> None:
+    key = store.put_file(prefix_of(file) + "a.bin", file).key
+    public = str(settings.s3_endpoint_url).replace("127.0.0.1", "localhost")
+    elsewhere = ObjectStore(settings.model_copy(update={"s3_public_endpoint_url": public}))
+    link = elsewhere.presign(key, filename='evil"\r\nname.bin')
+    elsewhere.close()
+    assert link.startswith("http://localhost:")
+    answer = httpx.get(link, trust_env=False)
+    assert answer.content == file.read_bytes()
+    assert 'filename="evil___name.bin"' in answer.headers["Content-Disposition"]
+    assert httpx.get(link.split("?")[0], trust_env=False).status_code == 403
+
+
+def test_deleting_a_prefix_leaves_its_neighbours(store: ObjectStore, file: Path) -> None:
+    prefix = prefix_of(file)
+    for name in ("1/a", "1/b", "10/a"):
+        store.put_file(prefix + name, file)
+    assert store.delete_prefix(prefix + "1/") == 2
+    assert store.delete_prefix(prefix) == 1
+    with pytest.raises(ValueError, match="must name a folder"):
+        store.delete_prefix(prefix + "1")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"s3_endpoint_url": "http://127.0.0.1:1"}, {"s3_access_key": "wrong"}, {"s3_bucket": "none"}],
+)
+def test_a_store_that_is_away_or_refuses_is_unavailable(settings: Settings, change: dict[str, str]) -> None:
+    store = ObjectStore(settings.model_copy(update=change))
+    with pytest.raises(Unavailable):
+        store.check()
+    store.close()
+
+
+UPLOAD = """
+import resource, sys
+from pathlib import Path
+from dmsae.service.objects import ObjectStore
+from dmsae.service.settings import load_settings
+path = Path(sys.argv[1])
+store = ObjectStore(load_settings())
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+store.put_file("tests/large/a.bin", path)
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
+store.delete_prefix("tests/large/")
+"""
+
+
+def test_a_large_upload_needs_little_memory(stack_env: dict[str, str], tmp_path: Path) -> None:
+    path = tmp_path / "large.bin"
+    with path.open("wb") as file:
+        file.truncate(300 << 20)
+    done = subprocess.run(
+        [sys.executable, "-c", UPLOAD, str(path)], env=stack_env, capture_output=True, text=True, check=True
+    )
+    assert int(done.stdout) < 150
