@@ -9,6 +9,7 @@ from torch import Tensor
 from dmsae.activations import ContextBatch
 from dmsae.models import run_lower, run_upper
 from dmsae.sae import Core, CoreLatent, MatryoshkaSae, Provenance
+from dmsae.splicing import take_rows
 from tests.tiny import VOCAB_SIZE, tiny_llama
 
 LAYER = 1
@@ -39,15 +40,10 @@ class CutModel:
         return ContextBatch(input_ids, is_token, document_index, resid, is_kept)
 
 
-def rows_of(batch: ContextBatch, rows: slice | list[int]) -> ContextBatch:
-    """Give some contexts of a batch."""
-    return ContextBatch(*(field[rows] for field in batch))
-
-
 def in_batches(batch: ContextBatch, n_contexts: int) -> list[ContextBatch]:
     """Cut one batch into batches of so many contexts."""
     return [
-        rows_of(batch, slice(start, start + n_contexts)) for start in range(0, len(batch.resid), n_contexts)
+        take_rows(batch, slice(start, start + n_contexts)) for start in range(0, len(batch.resid), n_contexts)
     ]
 
 
