@@ -14,7 +14,8 @@ from dmsae.config import AttributionConfig
 from dmsae.errors import CycleFailed
 from dmsae.sae import MatryoshkaSae
 from dmsae.scoring import SCORES
-from tests.spliced import CutModel, in_batches, pad, random_sae, rms_of, rows_of
+from dmsae.splicing import take_rows
+from tests.spliced import CutModel, in_batches, pad, random_sae, rms_of
 
 LENGTHS = [9, 12, 2, 7, 12, 5]
 
@@ -96,11 +97,11 @@ def test_scores_do_not_depend_on_how_contexts_are_batched(model, batch):
 def test_padding_counts_for_nothing(model, batch):
     sae = random_sae()
     assert_same(run([pad(batch, 6)], model, sae), run([batch], model, sae))
-    short, full = rows_of(batch, [0]), rows_of(batch, [1])
+    short, full = take_rows(batch, slice(0, 1)), take_rows(batch, slice(1, 2))
     trimmed = ContextBatch(
         *(field[:, :9] if field.dim() > 1 else field for field in short)
     )  # the context of nine tokens without any padding
-    assert_same(run([trimmed, full], model, sae), run([rows_of(batch, [0, 1])], model, sae))
+    assert_same(run([trimmed, full], model, sae), run([take_rows(batch, slice(2))], model, sae))
 
 
 def test_exactly_the_first_kept_tokens_within_the_budget_are_read(model, batch):
@@ -145,7 +146,7 @@ def test_the_halves_are_every_other_document(model, batch):
     sae = random_sae()
     first, second = run([batch], model, sae).half_scores
     for half, rows in ((first, [0, 1, 4, 5]), (second, [2, 3])):
-        alone = run([rows_of(batch, rows)], model, sae)
+        alone = run([take_rows(batch, torch.tensor(rows))], model, sae)
         for name in SCORES:
             torch.testing.assert_close(half[name], alone.scores[name], rtol=1e-4, atol=1e-6)
 
