@@ -17,6 +17,7 @@ import psutil
 
 from dmsae.errors import Unavailable
 from dmsae.local import launch
+from dmsae.service.logs import redact
 
 POLL_S = 0.05
 KEPT_VARIABLES = ("PATH", "HOME", "LANG", "LC_ALL", "TZ", "TMPDIR", "LD_LIBRARY_PATH", "SSL_CERT_FILE")
@@ -67,8 +68,8 @@ class Program:
     stop_signal: signal.Signals = signal.SIGTERM
     stop_timeout_s: float = 10.0
     """After so long it is killed."""
-    death_signal: signal.Signals = signal.SIGKILL
-    """What it gets when its parent dies."""
+    death_signal: signal.Signals | None = signal.SIGKILL
+    """What it gets when its parent dies; None lets it live on."""
 
 
 class Child:
@@ -108,7 +109,7 @@ class Child:
             "-I",
             "-S",
             launch.__file__,
-            str(int(program.death_signal)),
+            str(int(program.death_signal or 0)),
             str(os.getpid()),
         )
         with program.log.open("ab") as log:
@@ -144,12 +145,22 @@ class Child:
                 )
             time.sleep(POLL_S)
 
+    @property
+    def status(self) -> int | None:
+        """How it ended; None while it runs."""
+        return None if self.process is None else self.process.poll()
+
+    def ask_to_stop(self) -> None:
+        """Send it the signal at which it ends in order; do not wait."""
+        if self.process is not None and self.process.poll() is None:
+            self.process.send_signal(self.program.stop_signal)
+
     def stop(self) -> None:
         """Ask it to end, wait, and kill its whole group if it takes too long; nothing if it does not run."""
         if self.process is None:
             return
         if self.process.poll() is None:
-            self.process.send_signal(self.program.stop_signal)
+            self.ask_to_stop()
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self.process.wait(self.program.stop_timeout_s)
         self.kill()
@@ -181,11 +192,11 @@ class Child:
         os.killpg(self.pid, signal.SIGCONT)
 
     def log_tail(self, n_lines: int = 15) -> str:
-        """Give the last lines that it wrote since its last start."""
+        """Give the last lines that it wrote since its last start, secrets hidden."""
         try:
             with self.program.log.open("rb") as log:
                 log.seek(max(self._log_start, self.program.log.stat().st_size - 20_000))
                 lines = log.read().decode(errors="replace").strip().splitlines()
         except OSError:
             return "(no log)"
-        return "\n".join(lines[-n_lines:]) or "(it said nothing)"
+        return redact("\n".join(lines[-n_lines:])) or "(it said nothing)"

@@ -11,6 +11,7 @@ from dmsae.local.processes import Child
 from dmsae.local.seaweedfs import SeaweedFS
 from dmsae.local.valkey import Valkey
 
+Service = Postgres | Valkey | SeaweedFS
 PORTS = ("postgres", "valkey", *seaweedfs.PORTS)
 """Every port that the services need."""
 
@@ -55,7 +56,7 @@ def services_in(folder: Path, *, logs: Path, ports: Mapping[str, int], passwords
     )
 
 
-def start_service(service: Postgres | Valkey | SeaweedFS) -> Child:
+def start_service(service: Service) -> Child:
     """Prepare a service, start it and wait until it answers; on failure nothing is left running.
 
     Raises:

@@ -1,0 +1,259 @@
+"""The command line. Only what a command needs is imported, when it runs: the base install knows `--help`."""
+
+import errno
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from dmsae.errors import DmsaeError, InvalidConfig, NotFound
+
+DEFAULT_DATA = Path(".dmsae")
+DEFAULT_URL = "http://127.0.0.1:8000"
+
+app = typer.Typer(
+    help="Train Distilled Matryoshka Sparse Autoencoders, and ask of each latent which cycle it came from.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+keys_app = typer.Typer(help="API keys of owners.", no_args_is_help=True)
+job_app = typer.Typer(help="Jobs, over HTTP.", no_args_is_help=True)
+app.add_typer(keys_app, name="keys")
+app.add_typer(job_app, name="job")
+
+Data = Annotated[Path, typer.Option("--data", help="Data folder of the local stack.")]
+Port = Annotated[
+    int | None, typer.Option("--port", min=1, max=65535, help="Port of the API; default 8000 or a free one.")
+]
+Workers = Annotated[int, typer.Option("--workers", min=1, max=64, help="Workers: cpu:0, cpu:1, ...")]
+Url = Annotated[
+    str | None, typer.Option("--url", envvar="DMSAE_URL", help="The API; default: the local stack's.")
+]
+Key = Annotated[
+    str | None, typer.Option("--key", envvar="DMSAE_API_KEY", help="API key.", show_default=False)
+]
+JobId = Annotated[str, typer.Argument(help="Id of the job.")]
+
+
+def main() -> None:
+    """Run the command line; every error that we know is one sentence on stderr and status 1."""
+    try:
+        app()
+    except InvalidConfig as error:
+        _fail("\n".join(map(str, error.problems)))
+    except DmsaeError as error:
+        _fail(error.message)
+    except ModuleNotFoundError as error:
+        _fail(f"This command needs the package {error.name!r}: pip install 'dmsae[local]'")
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EACCES, errno.EPERM, errno.EROFS):
+            raise
+        _fail(f"{error.filename or 'The disk'}: {error.strerror}. Choose another data folder with --data.")
+
+
+@app.command()
+def up(
+    data: Data = DEFAULT_DATA,
+    port: Port = None,
+    workers: Workers = 1,
+    detach: Annotated[bool, typer.Option("--detach", help="Leave it running in the background.")] = False,
+) -> None:
+    """Start PostgreSQL, Valkey, SeaweedFS, API, worker and sweeper on this machine."""
+    from dmsae.local import daemon, paths, state
+
+    try:
+        if detach:
+            folder = paths.open_data_folder(data)
+            _ready(daemon.start(folder, port=port, n_workers=workers, is_kept=True), folder.root)
+            typer.echo("It runs in the background; `dmsae down` stops it.")
+        else:
+            daemon.serve(
+                data, port=port, n_workers=workers, announce=lambda stack: _ready(stack.url, data.absolute())
+            )
+    except state.AlreadyRunning as error:
+        typer.echo(error.message)
+
+
+@app.command()
+def down(data: Data = DEFAULT_DATA) -> None:
+    """Stop the local stack in order."""
+    from dmsae.local import daemon
+
+    stopped = daemon.stop(_existing(data))
+    typer.echo("Stopped." if stopped else f"Nothing runs on {data.absolute()}.")
+
+
+@app.command()
+def status(data: Data = DEFAULT_DATA) -> None:
+    """Say what of the local stack runs; status 1 if nothing does."""
+    from dmsae.local import daemon
+
+    found = daemon.describe(_existing(data))
+    for name, what in found:
+        typer.echo(f"{name:<14} {what}")
+    if not found:
+        _fail(f"Nothing runs on {data.absolute()}.")
+
+
+@app.command()
+def demo(
+    data: Data = DEFAULT_DATA,
+    keep: Annotated[bool, typer.Option("--keep", help="Leave the stack running afterwards.")] = False,
+) -> None:
+    """Run a distillation of three cycles on SmolLM2-135M, for real, and show what came out."""
+    from dmsae.local.demo import run_demo
+
+    raise typer.Exit(run_demo(data, is_kept=keep))
+
+
+@app.command()
+def worker(
+    device: Annotated[str, typer.Option("--device", help="cpu:0, cpu:1, ...")] = "cpu:0",
+    data: Data = DEFAULT_DATA,
+) -> None:
+    """Serve one device, with settings from `DMSAE_*` or, for what they leave out, from the local stack."""
+    from dmsae.local import daemon, paths
+
+    env = {**daemon.stack_environment(data), "PYTHONPATH": str(paths.find_checkout())}
+    command = [sys.executable, "-m", "worker", "--device", device]
+    os.execve(sys.executable, command, env)  # noqa: S606 - our own worker, no shell is meant
+
+
+@app.command()
+def migrate(data: Data = DEFAULT_DATA) -> None:
+    """Bring the database up to this code's schema."""
+    from dmsae.service import migrating
+
+    migrating.migrate(_database_url(data))
+    typer.echo("The database is at the newest revision.")
+
+
+@keys_app.command("create")
+def create_key(
+    owner: Annotated[str, typer.Argument(help="Who will submit with it.")],
+    name: Annotated[str, typer.Option(help="What the key is for.")] = "",
+    data: Data = DEFAULT_DATA,
+) -> None:
+    """Make a key and show it, once: only its hash is stored."""
+    from dmsae.service import keys
+
+    key_id, text = _in_database(
+        data, lambda session: (lambda made: (made[0].id, made[1]))(keys.create_key(session, owner, name=name))
+    )
+    typer.echo(f"{key_id}\n{text}")
+
+
+@keys_app.command("list")
+def list_keys(data: Data = DEFAULT_DATA) -> None:
+    """List all keys; the keys themselves are stored nowhere."""
+    from dmsae.service import keys
+
+    table = Table("id", "owner", "name", "created", "expires", "revoked")
+    for key, owner in _in_database(data, keys.list_keys):
+        times = (key.created_at, key.expires_at, key.revoked_at)
+        shown = [time.isoformat(timespec="seconds") if time else "" for time in times]
+        table.add_row(key.id, owner, key.name, *shown)
+    Console().print(table)
+
+
+@keys_app.command("revoke")
+def revoke_key(
+    key_id: Annotated[str, typer.Argument(help="Id of the key, as `list` shows it.")],
+    data: Data = DEFAULT_DATA,
+) -> None:
+    """End a key's validity now."""
+    from dmsae.service import keys
+
+    _in_database(data, lambda session: keys.revoke_key(session, key_id))
+    typer.echo(f"{key_id} is revoked.")
+
+
+@app.command()
+def submit(
+    settings: Annotated[str, typer.Argument(help="Name of a preset, or a JSON file of settings.")],
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what it would be.")] = False,
+    url: Url = None,
+    key: Key = None,
+    data: Data = DEFAULT_DATA,
+) -> None:
+    """Submit a distillation."""
+    from dmsae.client.client import Client
+
+    is_file = settings.endswith(".json") or Path(settings).is_file()
+    body: dict[str, Any] = json.loads(Path(settings).read_text()) if is_file else {"preset": settings}
+    with Client(_url(url, data), key) as client:
+        answer = client.distillations.create(body, is_dry_run=dry_run)
+    typer.echo(json.dumps(answer, indent=2) if dry_run else answer["id"])
+
+
+@job_app.command("show")
+def show_job(job_id: JobId, url: Url = None, key: Key = None, data: Data = DEFAULT_DATA) -> None:
+    """Show a job: state, progress, config."""
+    from dmsae.client.client import Client
+
+    with Client(_url(url, data), key) as client:
+        typer.echo(json.dumps(client.jobs.get(job_id), indent=2))
+
+
+@job_app.command("cancel")
+def cancel_job(job_id: JobId, url: Url = None, key: Key = None, data: Data = DEFAULT_DATA) -> None:
+    """Cancel a job."""
+    from dmsae.client.client import Client
+
+    with Client(_url(url, data), key) as client:
+        typer.echo(client.jobs.cancel(job_id)["state"])
+
+
+def _in_database(data: Path, use_case: Any) -> Any:
+    from dmsae.service.database import Database
+
+    database = Database(_database_url(data), wake_up=lambda _: None, pool_size=1)
+    try:
+        return database.run(use_case)
+    finally:
+        database.dispose()
+
+
+def _database_url(data: Path) -> str:
+    """Give the real database where one is set, else the running stack's."""
+    from dmsae.local import daemon
+
+    given = os.environ.get("DMSAE_DATABASE_URL")
+    return given or daemon.stack_environment(data)["DMSAE_DATABASE_URL"]
+
+
+def _url(given: str | None, data: Path) -> str:
+    """Give the API that was named, else the one that the data folder tells of, else the default."""
+    if given is not None:
+        return given
+    try:
+        return str(json.loads((data / "run.json").read_text())["url"] or DEFAULT_URL)
+    except (OSError, ValueError, KeyError):
+        return DEFAULT_URL
+
+
+def _existing(data: Path) -> Any:
+    from dmsae.local.paths import DataFolder
+
+    if not data.is_dir():
+        raise NotFound(f"There is no data folder {data.absolute()}.")
+    return DataFolder(data.absolute())
+
+
+def _ready(url: str, root: Path) -> None:
+    typer.echo(f"DMSAE is ready at {url} (data in {root}, logs in {root / 'logs'}).")
+
+
+def _fail(message: str) -> None:
+    typer.echo(f"Error: {message}", err=True)
+    sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,170 @@
+"""A small client of the HTTP API, for scripts and the command line; needs the base install only."""
+
+from collections.abc import Iterator, Mapping
+from types import TracebackType
+from typing import Any, Self
+
+import httpx
+
+from dmsae.errors import (
+    BadRequest,
+    Conflict,
+    DmsaeError,
+    FieldProblem,
+    Forbidden,
+    InvalidConfig,
+    NotFound,
+    Unauthorized,
+    Unavailable,
+)
+
+Answer = dict[str, Any]
+"""A JSON object as the API documents it under `/docs`."""
+
+ERRORS: Mapping[int, type[DmsaeError]] = {
+    400: BadRequest,
+    401: Unauthorized,
+    403: Forbidden,
+    404: NotFound,
+    409: Conflict,
+    415: BadRequest,
+    503: Unavailable,
+}
+PAGE_SIZE = 200
+
+
+class Client:
+    """A connection to one API; use it in a `with` block, or close it."""
+
+    def __init__(self, url: str, key: str | None = None, *, timeout_s: float = 30.0) -> None:
+        headers = {} if key is None else {"Authorization": f"Bearer {key}"}
+        self._http = httpx.Client(base_url=url, headers=headers, timeout=timeout_s)
+        self.distillations = Distillations(self)
+        self.jobs = Jobs(self)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the pooled connections."""
+        self._http.close()
+
+    def request(
+        self,
+        method: str,
+        path: str,
+        *,
+        body: Mapping[str, Any] | None = None,
+        query: Mapping[str, Any] | None = None,
+    ) -> Answer:
+        """Ask once and give the answer.
+
+        Raises:
+            InvalidConfig: settings were refused; `problems` names field, value and rule of each.
+            Unavailable: the API, or a part that it needs, does not answer.
+            DmsaeError: any other refusal, as the class of its kind; `fields["code"]` is the API's code.
+        """
+        params = {name: str(value) for name, value in (query or {}).items() if value is not None}
+        try:
+            response = self._http.request(method, path, json=body, params=params)
+        except httpx.HTTPError as error:
+            raise Unavailable(f"{self._http.base_url} does not answer: {error}") from error
+        if response.is_success:
+            return dict(response.json())
+        raise _error_of(response)
+
+    def pages(self, path: str, **query: Any) -> Iterator[Answer]:
+        """Go through all items of a paged list."""
+        cursor: str | None = None
+        while True:
+            page = self.request("GET", path, query={**query, "cursor": cursor, "limit": PAGE_SIZE})
+            yield from page["items"]
+            cursor = page["next_cursor"]
+            if cursor is None:
+                return
+
+
+class Distillations:
+    """Distillations and their science."""
+
+    def __init__(self, client: Client) -> None:
+        self._client = client
+
+    def create(self, settings: Mapping[str, Any], *, is_dry_run: bool = False) -> Answer:
+        """Submit a distillation and give its job; a dry run stores nothing and gives what it would be.
+
+        Raises:
+            InvalidConfig: settings that cannot work.
+        """
+        query = {"dry_run": "true"} if is_dry_run else {}
+        return self._client.request("POST", "/distillations", body=settings, query=query)
+
+    def get(self, job_id: str) -> Answer:
+        """Give the job with its config and its cycles in short."""
+        return self._client.request("GET", f"/distillations/{job_id}")
+
+    def cycles(self, job_id: str) -> list[Answer]:
+        """List all cycles with their metrics."""
+        return list(self._client.request("GET", f"/distillations/{job_id}/cycles")["items"])
+
+    def core(self, job_id: str, *, cycle_index: int | None = None, min_selected: int = 1) -> list[Answer]:
+        """List the latents of a core: of the last cycle if no other is named."""
+        path = f"/distillations/{job_id}/core"
+        return list(self._client.pages(path, cycle_index=cycle_index, min_selected=min_selected))
+
+    def lineage(self, job_id: str) -> Iterator[Answer]:
+        """Go through every latent that any core held, each with its path."""
+        return self._client.pages(f"/distillations/{job_id}/lineage")
+
+    def origins(self, job_id: str) -> Answer:
+        """Give the matrix cycle x origin."""
+        return self._client.request("GET", f"/distillations/{job_id}/origins")
+
+
+class Jobs:
+    """Jobs of every kind."""
+
+    def __init__(self, client: Client) -> None:
+        self._client = client
+
+    def get(self, job_id: str) -> Answer:
+        """Give a job: state, progress, config, links."""
+        return self._client.request("GET", f"/jobs/{job_id}")
+
+    def find(self, **filters: str) -> Iterator[Answer]:
+        """Go through jobs, the newest first; filters are `state`, `kind`, `owner`, `tag` and `text`."""
+        return self._client.pages("/jobs", **filters)
+
+    def cancel(self, job_id: str) -> Answer:
+        """Cancel a job; one that has ended stays as it is."""
+        return self._client.request("POST", f"/jobs/{job_id}/cancel")
+
+    def events(self, job_id: str, *, after: int = 0) -> list[Answer]:
+        """List what happened behind a sequence number."""
+        return list(self._client.request("GET", f"/jobs/{job_id}/events", query={"after": after})["items"])
+
+    def logs(self, job_id: str) -> list[Answer]:
+        """List the end of what each attempt's trainer printed."""
+        return list(self._client.request("GET", f"/jobs/{job_id}/logs")["items"])
+
+    def artifacts(self, job_id: str) -> list[Answer]:
+        """List the stored files, each with a link that works for a while."""
+        return list(self._client.request("GET", f"/jobs/{job_id}/artifacts")["items"])
+
+
+def _error_of(response: httpx.Response) -> DmsaeError:
+    """Turn a problem document into the error of its kind."""
+    try:
+        problem: Answer = response.json()
+        detail, code = str(problem["detail"]), str(problem["code"])
+    except (ValueError, KeyError, TypeError):
+        return DmsaeError(f"The API answered {response.status_code} without a problem document.")
+    if response.status_code == 422 and problem.get("errors"):
+        return InvalidConfig([FieldProblem(**found) for found in problem["errors"]])
+    kind = ERRORS.get(response.status_code, DmsaeError)
+    return kind(detail, param=problem.get("param"), code=code, status=response.status_code)
