@@ -168,10 +168,9 @@ def shown(value: Any) -> Any:
 def _overlay(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
     merged = dict(below)
     for key, value in above.items():
-        mergeable = (
-            isinstance(value, dict) and isinstance(merged.get(key), dict) and "source" not in merged[key]
-        )
-        merged[key] = _overlay(merged[key], value) if mergeable else value
+        under = merged.get(key)
+        is_section = isinstance(value, dict) and isinstance(under, dict) and "source" not in under
+        merged[key] = _overlay(under, value) if is_section else value
     return merged
 
 
@@ -186,12 +185,13 @@ def _problem(error: Mapping[str, Any]) -> FieldProblem:
         return FieldProblem(param, None, "is required; set it, or name a preset", "missing_field")
     if kind in ("extra_forbidden", "invalid_key"):
         return FieldProblem(param, shown(value), "there is no such field", "unknown_field")
-    if _source_tag(error) in LATER_SOURCES:
+    if kind == "union_tag_not_found":
+        return FieldProblem(f"{param}.source", None, "is required: builtin or local", "missing_field")
+    tag = _source_tag(error)
+    if tag in LATER_SOURCES:
         rule = f"not yet supported; use {context.get('expected_tags') or context.get('expected')}"
-        return FieldProblem(
-            f"{param.removesuffix('.source')}.source", _source_tag(error), rule, "not_yet_supported"
-        )
-    rule = error["msg"].removeprefix("Input should ").removeprefix("Value error, ")
+        return FieldProblem(f"{param.removesuffix('.source')}.source", tag, rule, "not_yet_supported")
+    rule = error["msg"].replace("Input should", "must")
     return FieldProblem(param, shown(value), rule[:LONGEST_SHOWN])
 
 
@@ -215,6 +215,5 @@ def _param(loc: Sequence[str | int]) -> str:
     parts = [str(part) for part in loc]
     if len(parts) > 2 and parts[0] == "model":
         del parts[1]  # pydantic names the union's tag, which is no field
-    return ".".join(part.encode("utf-8", "replace").decode()[:LONGEST_SHOWN] for part in parts)[
-        : 2 * LONGEST_SHOWN
-    ]
+    joined = ".".join(part[:LONGEST_SHOWN] for part in parts)[: 2 * LONGEST_SHOWN]
+    return joined.encode("utf-8", "replace").decode()
