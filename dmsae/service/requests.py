@@ -168,7 +168,7 @@ def shown(value: Any) -> Any:
 def _overlay(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
     merged = dict(below)
     for key, value in above.items():
-        under = merged.get(key)
+        under: Any = merged.get(key)
         is_section = isinstance(value, dict) and isinstance(under, dict) and "source" not in under
         merged[key] = _overlay(under, value) if is_section else value
     return merged
