@@ -96,7 +96,7 @@ def misbehave(behaviour: str, fake: dict[str, Any]) -> None:
     elif behaviour == "fail":
         say(type="failed", code=fake["code"], message="It cannot work.", param="activations.layer")
         sys.exit(3)
-    elif behaviour == "stubborn":
+    elif behaviour == "stubborn" or behaviour == "undying":
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         time.sleep(600)
     elif behaviour == "grandchild":
@@ -120,10 +120,10 @@ def main() -> None:
     parser.add_argument("--cache", type=Path)
     parser.add_argument("--supervised", action="store_true")
     arguments = parser.parse_args()
-    if arguments.supervised:
-        die_with_parent()
     spec = json.loads(arguments.spec.read_text())
     fake = spec["config"].get("fake", {})
+    if arguments.supervised and fake.get("behaviour") != "undying":
+        die_with_parent()
     marks = Path(fake["marks"]) if "marks" in fake else None
     if marks is not None:
         take_device(marks, arguments.out.parent.name, spec)

@@ -1,0 +1,130 @@
+"""Real worker and sweeper processes on the tests' services, each in a process group of its own."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from dmsae.service.database import Database
+from tests.planting import job_state, plant_job
+from worker.__main__ import celery_arguments
+
+ROOT = Path(__file__).parents[2]
+
+
+def wait_for(condition: Callable[[], bool], *, seconds: float, what: str) -> float:
+    """Wait until it holds and give how long it took."""
+    begun = time.monotonic()
+    while not condition():
+        assert time.monotonic() - begun < seconds, f"{what}: not within {seconds} s"
+        time.sleep(0.05)
+    return time.monotonic() - begun
+
+
+class Crew:
+    """Starts processes, plants jobs with fake trainers, and reads what those noted."""
+
+    def __init__(self, env: dict[str, str], database: Database, folder: Path) -> None:
+        passed_on = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
+        self.env = {**passed_on, **env}
+        self.database = database
+        self.folder = folder
+        self.locks = Path(env["DMSAE_LOCK_DIR"])
+        self._children: list[subprocess.Popen[bytes]] = []
+
+    def start_worker(self, device: str = "cpu:0") -> subprocess.Popen[bytes]:
+        log = self.folder / f"worker-{device.replace(':', '-')}.log"
+        worker = self._start(celery_arguments(device, app="tests.faults.fake_worker"), log)
+        wait_for(lambda: b"worker_started" in log.read_bytes(), seconds=30, what="the worker starts")
+        return worker
+
+    def start_sweeper(self) -> subprocess.Popen[bytes]:
+        return self._start(["-m", "worker.sweeper"], self.folder / "sweeper.log")
+
+    def plant(self, *, n_cycles: int = 1, **fake: Any) -> str:
+        config = {"fake": {"marks": str(self.folder), **fake}}
+        return self.database.run(lambda session: plant_job(session, "cpu", n_cycles=n_cycles, config=config))
+
+    def state(self, job_id: str) -> str:
+        return self.database.run(lambda session: job_state(session, job_id))
+
+    def wait_until(self, job_id: str, state: str, *, seconds: float) -> float:
+        return wait_for(lambda: self.state(job_id) == state, seconds=seconds, what=f"the job is {state}")
+
+    def trainer(self, device: str = "cpu:0") -> int | None:
+        """Give the pid of the trainer that now uses a device."""
+        try:
+            marks = json.loads((self.locks / f"{device.replace(':', '-')}.lock").read_text())
+        except (FileNotFoundError, ValueError):
+            return None
+        return int(marks["trainer"]["pid"]) if marks.get("trainer") else None
+
+    def wait_for_trainer(self, device: str = "cpu:0") -> int:
+        """Wait until a trainer has begun on a device and give its pid."""
+        wait_for(
+            lambda: any(self.trainer(device) == pid for what, _, _, pid in self.marks() if what == "begin"),
+            seconds=30,
+            what="a trainer begins",
+        )
+        pid = self.trainer(device)
+        assert pid is not None
+        return pid
+
+    def marks(self) -> list[tuple[str, str, int, int]]:
+        """What trainers noted: begin, end or overlap, with job, cycle and pid."""
+        path = self.folder / "marks.txt"
+        lines = path.read_text().splitlines() if path.exists() else []
+        rows = [line.split() for line in lines]
+        return [(row[0], row[1], int(row[2]), int(row[3])) for row in rows]
+
+    def count(self, what: str) -> Counter[tuple[str, int]]:
+        """How often trainers noted it, for each job and cycle."""
+        return Counter((job, cycle) for noted, job, cycle, _ in self.marks() if noted == what)
+
+    def log(self, name: str) -> str:
+        return (self.folder / f"{name}.log").read_text()
+
+    def stop(self) -> None:
+        for child in self._children:
+            for number in (signal.SIGCONT, signal.SIGTERM):
+                if child.poll() is None:
+                    os.killpg(child.pid, number)
+        for child in self._children:
+            try:
+                child.wait(20)
+            except subprocess.TimeoutExpired:
+                os.killpg(child.pid, signal.SIGKILL)
+                child.wait(5)
+
+    def orphans(self) -> list[int]:
+        """Trainers that still live, whoever their parent is."""
+        return [p.pid for p in psutil.process_iter() if _is_trainer_of(p, self.env["DMSAE_WORK_DIR"])]
+
+    def _start(self, arguments: list[str], log: Path) -> subprocess.Popen[bytes]:
+        with log.open("ab") as file:
+            child = subprocess.Popen(
+                [sys.executable, *arguments],
+                cwd=ROOT,
+                env=self.env,
+                stdout=file,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        self._children.append(child)
+        return child
+
+
+def _is_trainer_of(process: psutil.Process, work_dir: str) -> bool:
+    try:
+        command = process.cmdline()
+        return process.status() != psutil.STATUS_ZOMBIE and any(work_dir in part for part in command)
+    except psutil.Error:
+        return False
