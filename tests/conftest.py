@@ -12,10 +12,9 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from dmsae.local import ports
 from dmsae.local.passwords import generate_passwords
 from dmsae.local.processes import Child
-from dmsae.local.services import PORTS, Services, services_in, start_service
+from dmsae.local.services import Services, choose_ports, services_in, start_service
 from dmsae.service.database import Database
 from dmsae.service.migrating import migrate
 from dmsae.service.objects import ObjectStore
@@ -45,7 +44,7 @@ class RunningServices:
 def services(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServices]:
     """All three services, migrated template database and bucket included."""
     folder: Path = tmp_path_factory.mktemp("services")
-    parts = services_in(folder, logs=folder, ports=ports.choose(PORTS, {}), passwords=generate_passwords())
+    parts = services_in(folder, logs=folder, numbers=choose_ports({}), passwords=generate_passwords())
     children: list[Child] = []
     try:
         children += [start_service(part) for part in (parts.postgres, parts.valkey, parts.s3)]

@@ -38,7 +38,9 @@ class Client:
 
     def __init__(self, url: str, key: str | None = None, *, timeout_s: float = 30.0) -> None:
         headers = {} if key is None else {"Authorization": f"Bearer {key}"}
-        self._http = httpx.Client(base_url=url, headers=headers, timeout=timeout_s)
+        self._http = httpx.Client(
+            base_url=url, headers=headers, timeout=timeout_s, trust_env=not is_loopback(url)
+        )
         self.distillations = Distillations(self)
         self.jobs = Jobs(self)
 
@@ -155,6 +157,11 @@ class Jobs:
     def artifacts(self, job_id: str) -> list[Answer]:
         """List the stored files, each with a link that works for a while."""
         return list(self._client.request("GET", f"/jobs/{job_id}/artifacts")["items"])
+
+
+def is_loopback(url: str) -> bool:
+    """Tell whether a URL names this machine, where no proxy of the environment may come between."""
+    return httpx.URL(url).host in ("localhost", "127.0.0.1", "::1")
 
 
 def _error_of(response: httpx.Response) -> DmsaeError:

@@ -101,9 +101,10 @@ def stop(folder: DataFolder) -> bool:
     supervisor = run.supervisor.find() if run is not None else None
     if supervisor is None:
         raise Unavailable(f"Whoever holds {folder.root} is just starting or stopping: try again in a moment.")
+    run_goes_on = supervisor.is_running
     supervisor.send_signal(signal.SIGTERM)
     deadline = time.monotonic() + STOP_PATIENCE_S
-    while state.is_held(folder):
+    while state.is_held(folder) or run_goes_on():
         if time.monotonic() > deadline:
             raise Unavailable(f"The stack does not stop: see {folder.logs}, process {supervisor.pid}.")
         _reap(supervisor.pid)
@@ -146,7 +147,7 @@ def stack_environment(root: Path) -> dict[str, str]:
     if not names:
         return dict(os.environ)
     services = services_in(
-        folder.root, logs=folder.logs, ports=ports, passwords=load_or_generate(folder.secrets_file)
+        folder.root, logs=folder.logs, numbers=ports, passwords=load_or_generate(folder.secrets_file)
     )
     checkout = paths.find_checkout()
     env = environment.service_environment(folder, services, names, checkout=checkout, port=ports["api"])

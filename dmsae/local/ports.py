@@ -1,41 +1,47 @@
 """Which loopback ports are free, and who holds one that is not."""
 
-import contextlib
 import socket
-from collections.abc import Iterable
+from collections.abc import Collection, Mapping
+from contextlib import ExitStack, suppress
 
 import psutil
 
 LOOPBACK = "127.0.0.1"
+PAIR_OFFSET = 10_000
+"""Where SeaweedFS' parts look for each other's gRPC port, whatever they are told."""
+HIGHEST = 65_535
 
 
 def is_free(port: int) -> bool:
     """Tell whether this process could listen on a loopback port now."""
-    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((LOOPBACK, port))
-            probe.listen(1)
-        except OSError:
-            return False
-    return True
+    with ExitStack() as held:
+        return _take(port, held)
 
 
 def pick_free(n_ports: int) -> list[int]:
-    """Give distinct free loopback ports, held open together so that none is given twice."""
-    with contextlib.ExitStack() as stack:
-        probes = [stack.enter_context(socket.socket()) for _ in range(n_ports)]
-        for probe in probes:
-            probe.bind((LOOPBACK, 0))
-        return [int(probe.getsockname()[1]) for probe in probes]
+    """Give distinct free loopback ports."""
+    return list(choose([str(index) for index in range(n_ports)], {}).values())
 
 
-def choose(names: Iterable[str], remembered: dict[str, int]) -> dict[str, int]:
-    """Give each name its remembered port where that is free, else another free one."""
-    wanted = list(names)
-    kept = {name: remembered[name] for name in wanted if name in remembered and is_free(remembered[name])}
-    missing = [name for name in wanted if name not in kept]
-    return {**kept, **dict(zip(missing, pick_free(len(missing)), strict=True))}
+def choose(
+    names: Collection[str], remembered: Mapping[str, int], *, paired: Collection[str] = ()
+) -> dict[str, int]:
+    """Give each name its remembered port where that is free, else another free one.
+
+    A `paired` name gets a port whose pair, `PAIR_OFFSET` above, is free too. All are held until all are
+    chosen, so that none is given twice.
+    """
+    chosen: dict[str, int] = {}
+    with ExitStack() as held:
+        for name in names:
+            if name in remembered and _take_with_pair(remembered[name], held, is_paired=name in paired):
+                chosen[name] = remembered[name]
+        for name in names:
+            while name not in chosen:
+                port = _any_port()
+                if _take_with_pair(port, held, is_paired=name in paired):
+                    chosen[name] = port
+    return chosen
 
 
 def holder(port: int) -> str | None:
@@ -47,6 +53,30 @@ def holder(port: int) -> str | None:
     for connection in connections:
         address = connection.laddr
         if connection.status == psutil.CONN_LISTEN and address and address.port == port and connection.pid:
-            with contextlib.suppress(psutil.Error):
+            with suppress(psutil.Error):
                 return f"{psutil.Process(connection.pid).name()}, pid {connection.pid}"
     return None
+
+
+def _any_port() -> int:
+    with socket.socket() as probe:
+        probe.bind((LOOPBACK, 0))
+        return int(probe.getsockname()[1])
+
+
+def _take_with_pair(port: int, held: ExitStack, *, is_paired: bool) -> bool:
+    if not is_paired:
+        return _take(port, held)
+    return port + PAIR_OFFSET <= HIGHEST and _take(port, held) and _take(port + PAIR_OFFSET, held)
+
+
+def _take(port: int, held: ExitStack) -> bool:
+    """Listen on a port until `held` is closed; false if somebody else does."""
+    probe = held.enter_context(socket.socket())
+    probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        probe.bind((LOOPBACK, port))
+        probe.listen(1)
+    except OSError:
+        return False
+    return True

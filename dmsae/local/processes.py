@@ -133,12 +133,14 @@ class Child:
             Unavailable: it ended, or did not answer in time; the message ends with what it said last.
         """
         deadline = time.monotonic() + timeout_s
-        while not self.program.is_ready():
-            if self.process is not None and self.process.poll() is not None:
+        while True:
+            is_ready = self.program.is_ready()
+            if not self.is_alive():
                 raise Unavailable(
-                    f"{self.name} ended with status {self.process.returncode}: {self.log_tail()}",
-                    part=self.name,
+                    f"{self.name} ended with status {self.status}: {self.log_tail()}", part=self.name
                 )
+            if is_ready:
+                return
             if time.monotonic() > deadline:
                 raise Unavailable(
                     f"{self.name} does not answer after {timeout_s:.0f} s: {self.log_tail()}", part=self.name

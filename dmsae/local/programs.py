@@ -62,8 +62,9 @@ def api_url(env: Mapping[str, str]) -> str:
 def answers(url: str) -> bool:
     """Tell whether the API and all that it stands on answer."""
     try:
-        return httpx.get(f"{url}/readyz", timeout=6, trust_env=False).status_code == 200
-    except httpx.HTTPError:
+        answer = httpx.get(f"{url}/readyz", timeout=6, trust_env=False)
+        return answer.status_code == 200 and "parts" in answer.json()
+    except (httpx.HTTPError, ValueError):
         return False
 
 

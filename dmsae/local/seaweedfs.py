@@ -13,12 +13,10 @@ import httpx
 
 from dmsae.errors import Unavailable
 from dmsae.local.passwords import Passwords, write_private
-from dmsae.local.ports import LOOPBACK
+from dmsae.local.ports import LOOPBACK, PAIR_OFFSET
 from dmsae.local.processes import Program
 
 PARTS = ("s3", "filer", "volume", "master", "admin")
-PORTS = tuple(f"{part}{kind}" for part in PARTS for kind in ("", "_grpc"))
-"""The ports that it listens on: HTTP and gRPC of each part."""
 BUCKET = "dmsae"
 LONGEST_SOCKET_PATH = 100
 
@@ -30,7 +28,7 @@ class SeaweedFS:
     folder: Path
     log: Path
     ports: Mapping[str, int]
-    """One of each name in `PORTS`."""
+    """The HTTP port of each part; it listens for gRPC on their pairs."""
     passwords: Passwords
 
     def endpoint_url(self) -> str:
@@ -71,7 +69,7 @@ class SeaweedFS:
         }
         for part in PARTS:
             flags[f"{part}.port"] = self.ports[part]
-            flags[f"{part}.port.grpc"] = self.ports[f"{part}_grpc"]
+            flags[f"{part}.port.grpc"] = self.ports[part] + PAIR_OFFSET
         return Program(
             name="s3",
             command=(str(find_binary()), "mini", *(f"-{name}={value}" for name, value in flags.items())),
@@ -99,7 +97,8 @@ class SeaweedFS:
         """Remove the Unix sockets that it leaves behind when it is killed."""
         folder = Path(tempfile.gettempdir())
         for part in PARTS:
-            for name in (f"{part}-{self.ports[part]}", f"{part}-grpc-{self.ports[f'{part}_grpc']}"):
+            port = self.ports[part]
+            for name in (f"{part}-{port}", f"{part}-grpc-{port + PAIR_OFFSET}"):
                 with contextlib.suppress(OSError):
                     (folder / f"seaweedfs-{name}.sock").unlink()
 

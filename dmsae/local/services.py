@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from dmsae.local import seaweedfs
+from dmsae.local import ports, seaweedfs
 from dmsae.local.passwords import Passwords
 from dmsae.local.postgres import Postgres
 from dmsae.local.processes import Child
@@ -12,8 +12,8 @@ from dmsae.local.seaweedfs import SeaweedFS
 from dmsae.local.valkey import Valkey
 
 Service = Postgres | Valkey | SeaweedFS
-PORTS = ("postgres", "valkey", *seaweedfs.PORTS)
-"""Every port that the services need."""
+PORTS = ("postgres", "valkey", *seaweedfs.PARTS)
+"""Every port that the services need; those of SeaweedFS with their pairs."""
 
 
 @dataclass(frozen=True)
@@ -46,14 +46,21 @@ class Services:
         }
 
 
-def services_in(folder: Path, *, logs: Path, ports: Mapping[str, int], passwords: Passwords) -> Services:
+def services_in(folder: Path, *, logs: Path, numbers: Mapping[str, int], passwords: Passwords) -> Services:
     """Say how the services of a folder are run."""
-    s3_ports = {name: ports[name] for name in seaweedfs.PORTS}
+    s3_ports = {name: numbers[name] for name in seaweedfs.PARTS}
     return Services(
-        postgres=Postgres(folder / "postgres", logs / "postgres.log", ports["postgres"], passwords.postgres),
-        valkey=Valkey(folder / "valkey", logs / "valkey.log", ports["valkey"], passwords.valkey),
+        postgres=Postgres(
+            folder / "postgres", logs / "postgres.log", numbers["postgres"], passwords.postgres
+        ),
+        valkey=Valkey(folder / "valkey", logs / "valkey.log", numbers["valkey"], passwords.valkey),
         s3=SeaweedFS(folder / "s3", logs / "s3.log", s3_ports, passwords),
     )
+
+
+def choose_ports(remembered: Mapping[str, int], *others: str) -> dict[str, int]:
+    """Choose free ports for the services and the others named, those of the last run if possible."""
+    return ports.choose((*others, *PORTS), remembered, paired=seaweedfs.PARTS)
 
 
 def start_service(service: Service) -> Child:

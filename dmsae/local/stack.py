@@ -13,7 +13,7 @@ from dmsae.local import environment, ports, postgres, programs, seaweedfs, state
 from dmsae.local.passwords import Passwords, load_or_generate
 from dmsae.local.paths import DataFolder
 from dmsae.local.processes import Child, Identity, Program
-from dmsae.local.services import PORTS, Service, Services, services_in, start_service
+from dmsae.local.services import Service, Services, choose_ports, services_in, start_service
 from dmsae.service.migrating import migrate
 from dmsae.service.objects import ObjectStore
 from dmsae.service.settings import Settings
@@ -72,8 +72,7 @@ class Stack:
             log.warning("leftovers_ended", processes=left)
         self._run.write(self._folder)
         remembered = state.read_ports(self._folder.ports_file)
-        api_port = self._choose_api_port(remembered)
-        self._services = self._start_services(remembered, api_port)
+        self._services, api_port = self._start_services(remembered)
         self.env = environment.service_environment(
             self._folder, self._services, self._names, checkout=self._checkout, port=api_port
         )
@@ -114,24 +113,24 @@ class Stack:
         if "s3" in self._names:
             seaweedfs.find_binary()
 
-    def _choose_api_port(self, remembered: dict[str, int]) -> int:
-        if self._port is not None:
-            if not ports.is_free(self._port):
-                holder = ports.holder(self._port)
-                by = f" by {holder}" if holder else ""
-                raise Conflict(
-                    f"port = {self._port}: is in use{by}; choose another with --port.", param="port"
-                )
-            return self._port
-        return ports.choose(["api"], {"api": API_PORT, **remembered})["api"]
+    def _choose_ports(self, remembered: dict[str, int]) -> dict[str, int]:
+        """Take the port that was asked for or none; without one, the last run's or 8000 or any."""
+        if self._port is None:
+            return choose_ports({"api": API_PORT, **remembered}, "api")
+        chosen = choose_ports({**remembered, "api": self._port}, "api")
+        if chosen["api"] != self._port:
+            holder = ports.holder(self._port)
+            by = f" by {holder}" if holder else ""
+            raise Conflict(f"port = {self._port}: is in use{by}; choose another with --port.", param="port")
+        return chosen
 
-    def _start_services(self, remembered: dict[str, int], api_port: int) -> Services:
+    def _start_services(self, remembered: dict[str, int]) -> tuple[Services, int]:
         """Start the embedded services; where a stranger takes a chosen port meanwhile, choose again."""
         passwords = self._passwords()
         for n_tried in range(1, N_PORT_TRIES + 1):
-            chosen = ports.choose(PORTS, remembered)
+            chosen = self._choose_ports(remembered)
             services = services_in(
-                self._folder.root, logs=self._folder.logs, ports=chosen, passwords=passwords
+                self._folder.root, logs=self._folder.logs, numbers=chosen, passwords=passwords
             )
             parts: dict[str, Service] = {
                 "postgres": services.postgres,
@@ -149,8 +148,8 @@ class Stack:
                     raise
                 log.warning("ports_chosen_again", n_tried=n_tried)
             else:
-                state.write_ports(self._folder.ports_file, {**chosen, "api": api_port})
-                return services
+                state.write_ports(self._folder.ports_file, chosen)
+                return services, chosen["api"]
         raise AssertionError("unreachable: the last try returns or raises")
 
     def _passwords(self) -> Passwords:

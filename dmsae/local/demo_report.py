@@ -1,0 +1,127 @@
+"""What came out of the demo: collected over HTTP, downloaded by presigned links, shown as tables."""
+
+import hashlib
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import httpx
+from rich.console import Console
+from rich.table import Table
+
+from dmsae.client.client import Answer, Client, is_loopback
+from dmsae.errors import DmsaeError, Unavailable
+
+N_STRONGEST = 10
+SAME_NAMES = (
+    "n_candidates", "n_core", "n_new", "n_dropped", "retention", "share", "l0", "core_density",
+    "explained_variance", "lr_kept", "ce_increase", "n_tokens", "seconds",
+)  # fmt: skip
+"""What the report takes from a cycle's metrics as it is."""
+
+
+def collect(client: Client, job_id: str) -> dict[str, Any]:
+    """Ask for cycles, origins and core of a finished distillation, the core's strongest latents first."""
+    cycles = [cycle for cycle in client.distillations.cycles(job_id) if cycle["state"] == "succeeded"]
+    core = sorted(client.distillations.core(job_id), key=lambda latent: latent["share"] or 0.0, reverse=True)
+    names = ("latent_id", "origin_cycle", "times_selected", "share")
+    return {
+        "distillation_id": job_id,
+        "cycles": [_cycle_of(cycle) for cycle in cycles],
+        "origins": client.distillations.origins(job_id)["matrix"],
+        "core": [{name: latent[name] for name in names} for latent in core],
+        "seconds": _phase_seconds(cycles),
+    }
+
+
+def download(client: Client, job_id: str, folder: Path) -> list[Path]:
+    """Download every stored file by its presigned link, and compare its sha256.
+
+    Raises:
+        Unavailable: the store does not answer, or its bytes are not those that were recorded.
+    """
+    paths = []
+    for artifact in client.jobs.artifacts(job_id):
+        path = folder / f"cycle-{artifact['cycle_index']}" / artifact["name"]
+        if not path.resolve().is_relative_to(folder.resolve()):
+            raise DmsaeError(f"The stored file {artifact['name']!r} points out of its folder.")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _download(artifact["url"], path, sha256=artifact["sha256"])
+        paths.append(path)
+    return paths
+
+
+def show(report: dict[str, Any], console: Console) -> None:
+    """Show the cycles, the matrix of origins and the strongest latents."""
+    console.print(_cycle_table(report["cycles"]))
+    console.print(_origin_table(report["origins"]))
+    console.print(_core_table(report["core"][:N_STRONGEST]))
+    seconds, peak = report["seconds"]["total"], report["peak_memory_bytes"]
+    console.print(f"{seconds:.0f} s in all, {peak / 2**30:.1f} GiB at most.")
+
+
+def _cycle_of(cycle: Answer) -> dict[str, Any]:
+    metrics = cycle["metrics"]
+    return {
+        "index": cycle["index"],
+        **{name: metrics[name] for name in SAME_NAMES},
+        "truncated": metrics["is_truncated"],
+    }
+
+
+def _phase_seconds(cycles: list[Answer]) -> dict[str, float]:
+    seconds: Counter[str] = Counter()
+    for cycle in cycles:
+        seconds.update(cycle["metrics"]["phase_seconds"])
+    return dict(seconds)
+
+
+def _download(url: str, path: Path, *, sha256: str) -> None:
+    digest = hashlib.sha256()
+    try:
+        with (
+            httpx.stream("GET", url, timeout=60, trust_env=not is_loopback(url)) as response,
+            path.open("wb") as file,
+        ):
+            response.raise_for_status()
+            for chunk in response.iter_bytes():
+                digest.update(chunk)
+                file.write(chunk)
+    except httpx.HTTPError as error:
+        raise Unavailable(f"The object store does not give {path.name!r}: {error}") from error
+    if digest.hexdigest() != sha256:
+        raise Unavailable(f"The object store gives other bytes for {path.name!r} than were recorded.")
+
+
+def _cycle_table(cycles: list[dict[str, Any]]) -> Table:
+    table = Table(
+        "cycle", "candidates p_1", "core", "new", "kept", "retention", "density", "share", "EV", "CE +nats",
+        title="Cycles",
+    )  # fmt: skip
+    for cycle in cycles:
+        retention = "-" if cycle["retention"] is None else f"{cycle['retention']:.3f}"
+        numbers = (cycle["core_density"], cycle["share"], cycle["explained_variance"], cycle["ce_increase"])
+        counts = (cycle["index"], cycle["n_candidates"], cycle["n_core"], cycle["n_new"])
+        table.add_row(
+            *map(str, counts),
+            str(cycle["n_core"] - cycle["n_new"]),
+            retention,
+            *(f"{x:.3f}" for x in numbers),
+        )
+    return table
+
+
+def _origin_table(matrix: list[list[int]]) -> Table:
+    columns = (f"from cycle {index}" for index in range(len(matrix[0]) if matrix else 0))
+    table = Table("core after", *columns, title="Origins")
+    for index, row in enumerate(matrix):
+        table.add_row(f"cycle {index}", *map(str, row))
+    return table
+
+
+def _core_table(core: list[dict[str, Any]]) -> Table:
+    table = Table("latent", "from cycle", "times selected", "share", title="Strongest core latents")
+    for latent in core:
+        values = (latent["latent_id"], latent["origin_cycle"], latent["times_selected"])
+        table.add_row(*map(str, values), f"{latent['share']:.4f}")
+    return table
