@@ -108,7 +108,7 @@ def make_app(command: Sequence[str] = TRAINER_COMMAND) -> Celery:
     app.on_configure.connect(configure, weak=False)
     app.user_options["worker"].add(click.Option(["--device"], help="Device to serve, such as cpu:0."))
     app.steps["worker"].add(DeviceStep)
-    app.task(name=TASK_NAME, bind=True)(run_cycle)
+    app.task(name=TASK_NAME, bind=True, shared=False)(run_cycle)
     return app
 
 

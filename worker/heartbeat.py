@@ -48,8 +48,10 @@ class Heartbeat:
         url = self._settings.database_url.get_secret_value()
         database = Database(url, wake_up=lambda _: None, pool_size=1)
         try:
-            while not self._stop.wait(self._settings.heartbeat_s) and not self.is_stale:
+            while not self.is_stale:
                 self._beat(database)
+                if self._stop.wait(self._settings.heartbeat_s):
+                    return
         finally:
             database.dispose()
 

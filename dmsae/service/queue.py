@@ -58,6 +58,8 @@ def celery_options(broker_url: str) -> dict[str, Any]:
         "task_acks_late": False,
         "worker_prefetch_multiplier": 1,
         "worker_disable_prefetch": True,
+        "worker_enable_prefetch_count_reduction": False,
+        "worker_cancel_long_running_tasks_on_connection_loss": True,  # of tasks with late ack: ours have none
         "worker_redirect_stdouts": False,
         "worker_hijack_root_logger": False,
         "worker_enable_remote_control": False,

@@ -40,9 +40,12 @@ class Crew:
         self.locks = Path(env["DMSAE_LOCK_DIR"])
         self._children: list[subprocess.Popen[bytes]] = []
 
-    def start_worker(self, device: str = "cpu:0") -> subprocess.Popen[bytes]:
+    def start_worker(self, device: str = "cpu:0", *, queues: str | None = None) -> subprocess.Popen[bytes]:
+        arguments = celery_arguments(device, app="tests.faults.fake_worker")
+        if queues is not None:
+            arguments[arguments.index("-Q") + 1] = queues
         log = self.folder / f"worker-{device.replace(':', '-')}.log"
-        worker = self._start(celery_arguments(device, app="tests.faults.fake_worker"), log)
+        worker = self._start(arguments, log)
         wait_for(lambda: b"worker_started" in log.read_bytes(), seconds=30, what="the worker starts")
         return worker
 
