@@ -1,0 +1,163 @@
+"""What the sweeper closes, and what it leaves alone."""
+
+import time
+from collections.abc import Iterator
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+from sqlalchemy import func, select, update
+
+from dmsae.service.cancelling import cancel_job
+from dmsae.service.claims import Claim, claim_cycle
+from dmsae.service.database import Database
+from dmsae.service.leases import Report, renew
+from dmsae.service.objects import ObjectStore
+from dmsae.service.queue import WakeUps
+from dmsae.service.recording import record_hand_back
+from dmsae.service.settings import Settings
+from dmsae.service.tables import Attempt, Cycle, Worker
+from tests.planting import cycle_states, job_state, outcomes, plant_job, plant_worker
+from worker.sweeper import DAY_S, DELETE_EVERY_S, Sweeper
+
+LEASE_S = 0.5
+
+
+class RecordedWakeUps(WakeUps):
+    """Remembers whom it would have woken."""
+
+    def __init__(self) -> None:
+        self.sent: list[str] = []
+
+    def send_wake_up(self, resource_class: str) -> bool:
+        self.sent.append(resource_class)
+        return True
+
+
+class Bench:
+    """A sweeper, and one claimed cycle."""
+
+    def __init__(self, settings: Settings, database: Database) -> None:
+        self.settings = settings.model_copy(update={"lease_s": LEASE_S, "sweep_s": 0.2, "retry_backoff_s": 0})
+        self.database = database
+        self.objects = ObjectStore(settings)
+        self.wake_ups = RecordedWakeUps()
+        self.sweeper = self.another()
+
+    def another(self) -> Sweeper:
+        return Sweeper(self.settings, self.database, self.wake_ups, self.objects)
+
+    def claim(self) -> Claim:
+        with self.database.session_scope() as session:
+            worker_id = plant_worker(session, "cpu")
+            plant_job(session, "cpu")
+            claim = claim_cycle(
+                session, worker_id=worker_id, resource_class="cpu", lease_s=LEASE_S, celery_task_id=None
+            )
+        assert claim is not None
+        return claim
+
+    def sweep_for(self, seconds: float) -> None:
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline:
+            assert self.sweeper.sweep()
+            time.sleep(0.05)
+
+    def states(self, claim: Claim) -> tuple[str, str, list[str | None]]:
+        with self.database.session_scope() as session:
+            job_id = claim.job_id
+            return job_state(session, job_id), cycle_states(session, job_id)[0], outcomes(session, job_id)
+
+
+@pytest.fixture
+def bench(settings: Settings, database: Database) -> Iterator[Bench]:
+    bench = Bench(settings, database)
+    yield bench
+    bench.sweeper.resign()
+    bench.objects.close()
+
+
+def test_an_attempt_is_closed_only_after_one_whole_lease_of_watching(bench: Bench) -> None:
+    claim = bench.claim()
+    time.sleep(LEASE_S + 0.3)
+    bench.sweep_for(LEASE_S * 0.6)
+    assert bench.states(claim) == ("running", "running", [None])
+    bench.sweep_for(LEASE_S)
+    assert bench.states(claim) == ("running", "queued", ["crashed"])
+
+
+def test_an_attempt_that_is_renewed_lives(bench: Bench) -> None:
+    claim = bench.claim()
+    for _ in range(4):
+        bench.sweep_for(LEASE_S * 0.8)
+        bench.database.run(lambda session: renew(session, claim, lease_s=LEASE_S, report=Report()))
+    assert bench.states(claim) == ("running", "running", [None])
+
+
+def test_a_gap_in_the_watching_begins_it_anew(bench: Bench) -> None:
+    claim = bench.claim()
+    time.sleep(LEASE_S + 0.1)
+    bench.sweep_for(LEASE_S * 0.6)
+    time.sleep(LEASE_S * 3)
+    assert bench.sweeper.sweep()
+    assert bench.states(claim) == ("running", "running", [None])
+
+
+def test_a_cancelling_job_whose_worker_is_gone_ends_as_cancelled(bench: Bench) -> None:
+    claim = bench.claim()
+    bench.database.run(lambda session: cancel_job(session, claim.job_id))
+    bench.sweep_for(LEASE_S * 2 + 0.4)
+    assert bench.states(claim) == ("cancelled", "cancelled", ["cancelled"])
+
+
+def test_only_one_replica_acts_and_another_takes_over(bench: Bench) -> None:
+    other = bench.another()
+    assert bench.sweeper.sweep()
+    assert not other.sweep()
+    bench.sweeper.resign()
+    assert other.sweep()
+    assert not bench.sweeper.sweep()
+    other.resign()
+
+
+def test_a_class_with_waiting_cycles_is_woken_once_a_sweep(bench: Bench) -> None:
+    bench.database.run(lambda session: plant_job(session, "cpu"))
+    bench.database.run(lambda session: plant_job(session, "cpu"))
+    held = bench.database.run(lambda session: plant_job(session, "gpu", held=True))
+    assert bench.sweeper.sweep()
+    assert bench.wake_ups.sent == []
+    with bench.database.session_scope() as session:
+        past = func.clock_timestamp() - timedelta(seconds=10)
+        session.execute(update(Cycle).where(Cycle.state == "queued").values(queued_at=past))
+        assert job_state(session, held) == "queued"
+    assert bench.sweeper.sweep()
+    assert bench.wake_ups.sent == ["cpu"]
+
+
+def test_workers_not_seen_for_long_are_noted_as_gone(bench: Bench) -> None:
+    with bench.database.session_scope() as session:
+        there, gone = plant_worker(session, "cpu"), plant_worker(session, "cpu")
+        long_ago = func.clock_timestamp() - timedelta(hours=1)
+        session.execute(update(Worker).where(Worker.id == gone).values(last_seen_at=long_ago))
+    assert bench.sweeper.sweep()
+    with bench.database.session_scope() as session:
+        stopped = session.scalars(select(Worker.id).where(Worker.stopped_at.is_not(None))).all()
+    assert stopped == [gone]
+    assert there != gone
+
+
+def test_objects_of_attempts_without_success_are_deleted_after_a_day(bench: Bench, tmp_path: Path) -> None:
+    claim = bench.claim()
+    path = tmp_path / "file"
+    path.write_text("left over")
+    key = f"{claim.object_prefix}file"
+    stored = bench.objects.put_file(key, path)
+    bench.database.run(lambda session: record_hand_back(session, claim, reason="stops"))
+    assert bench.sweeper.sweep()
+    bench.objects.get_file(key, path, sha256=stored.sha256)
+    with bench.database.session_scope() as session:
+        closed = func.clock_timestamp() - timedelta(seconds=DAY_S + 60)
+        session.execute(update(Attempt).values(closed_at=closed))
+    bench.sweeper._deleted_at -= DELETE_EVERY_S
+    assert bench.sweeper.sweep()
+    assert bench.objects.delete_prefix(claim.object_prefix) == 0
