@@ -3,13 +3,16 @@
 import contextlib
 import socket
 import threading
+import uuid
 from collections.abc import Iterator
 
 import httpx
+import psycopg
 import uvicorn
 
 from api.main import create_app
 from dmsae.service.settings import Settings
+from tests.conftest import TEMPLATE, RunningServices
 
 
 @contextlib.contextmanager
@@ -28,3 +31,14 @@ def served(settings: Settings) -> Iterator[httpx.Client]:
         thread.join(15)
         listener.close()
         assert not thread.is_alive()
+
+
+@contextlib.contextmanager
+def fresh_database(services: RunningServices) -> Iterator[str]:
+    """A migrated database for as long as a module needs it."""
+    name = f"module_{uuid.uuid4().hex}"
+    with psycopg.connect(services.server_url("postgres"), autocommit=True) as connection:
+        connection.execute(f"CREATE DATABASE {name} TEMPLATE {TEMPLATE}")
+    yield services.parts.postgres.url(name)
+    with psycopg.connect(services.server_url("postgres"), autocommit=True) as connection:
+        connection.execute(f"DROP DATABASE {name} WITH (FORCE)")

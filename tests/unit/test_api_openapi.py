@@ -1,0 +1,89 @@
+"""The OpenAPI document shows an example of each body, and each example is what it says."""
+
+from typing import Any
+
+import pytest
+
+from api import examples, schemas
+from api.main import create_app
+from dmsae.service.requests import DistillationRequest, JobChanges
+from dmsae.service.settings import Settings
+
+ANSWERS = {
+    schemas.JobOut: examples.JOB,
+    schemas.JobList: examples.JOB_LIST,
+    schemas.DryRunOut: examples.DRY_RUN,
+    schemas.CycleList: examples.CYCLE_LIST,
+    schemas.DistillationOut: examples.DISTILLATION,
+    schemas.EventList: examples.EVENT_LIST,
+    schemas.LogList: examples.LOG_LIST,
+    schemas.ArtifactList: examples.ARTIFACT_LIST,
+    schemas.CoreOut: examples.CORE,
+    schemas.LineageOut: examples.LINEAGE,
+    schemas.OriginsOut: examples.ORIGINS,
+    schemas.ReadinessOut: examples.READINESS,
+    schemas.AliveOut: examples.ALIVE,
+}
+
+
+@pytest.fixture(scope="module")
+def document() -> dict[str, Any]:
+    settings = Settings(
+        database_url="postgresql+psycopg://nobody@127.0.0.1:1/none",
+        broker_url="redis://127.0.0.1:1/0",
+        s3_endpoint_url="http://127.0.0.1:1",
+        s3_access_key="a",
+        s3_secret_key="b",
+    )
+    return create_app(settings).openapi()
+
+
+def schema_of(document: dict[str, Any], content: dict[str, Any]) -> dict[str, Any]:
+    schema: dict[str, Any] = content["application/json"]["schema"]
+    if "$ref" in schema:
+        schema = document["components"]["schemas"][schema["$ref"].rsplit("/", 1)[1]]
+    return schema
+
+
+def test_every_body_has_an_example(document: dict[str, Any]) -> None:
+    n_bodies = 0
+    for path, calls in document["paths"].items():
+        for method, call in calls.items():
+            if "requestBody" in call:
+                content = call["requestBody"]["content"]
+                body = content["application/json"]
+                given = body.get("examples") or body["schema"].get("examples")
+                assert given or schema_of(document, content).get("examples"), (method, path)
+            for status, answer in call["responses"].items():
+                if status[0] == "2" and "content" in answer:
+                    n_bodies += 1
+                    assert schema_of(document, answer["content"]).get("examples"), (method, path, status)
+    assert n_bodies >= 14
+
+
+@pytest.mark.parametrize("model", list(ANSWERS), ids=lambda model: model.__name__)
+def test_each_example_of_an_answer_is_whole(model: type[schemas.Answer]) -> None:
+    shown = model.model_validate(ANSWERS[model]).model_dump(mode="json", exclude_unset=True)
+    assert shown.keys() == model.model_fields.keys()
+
+
+def test_the_examples_of_requests_are_accepted() -> None:
+    assert DistillationRequest.model_validate(examples.SUBMISSION).preset == "demo"
+    assert JobChanges.model_validate(examples.CHANGES).priority == "high"
+
+
+def test_every_call_of_the_design_is_there(document: dict[str, Any]) -> None:
+    calls = {f"{method.upper()} {path}" for path, methods in document["paths"].items() for method in methods}
+    job, distillation = "/jobs/{job_id}", "/distillations/{job_id}"
+    assert calls == {
+        "POST /distillations",
+        f"GET {distillation}",
+        *(f"GET {distillation}/{name}" for name in ("cycles", "core", "lineage", "origins")),
+        "GET /jobs",
+        f"GET {job}",
+        f"PATCH {job}",
+        f"POST {job}/cancel",
+        *(f"GET {job}/{name}" for name in ("events", "logs", "artifacts")),
+        "GET /healthz",
+        "GET /readyz",
+    }
