@@ -1,4 +1,4 @@
-"""What the API answers, field by field."""
+"""What the API answers about jobs and its own health, field by field."""
 
 from collections.abc import Sequence
 from datetime import datetime
@@ -9,10 +9,9 @@ from pydantic import BaseModel, ConfigDict
 from api import examples
 from dmsae.service.health import PartHealth, Status
 from dmsae.service.jobs import ArtifactView, AttemptView, CycleView
-from dmsae.service.lineage import CoreMember, CoreView, LatentPath, Origins, Place
 from dmsae.service.paging import Page
 from dmsae.service.progress import JobView
-from dmsae.service.tables import Event, Latent
+from dmsae.service.tables import Event
 
 
 class Answer(BaseModel):
@@ -21,7 +20,8 @@ class Answer(BaseModel):
     model_config = ConfigDict(from_attributes=True, use_attribute_docstrings=True, ser_json_inf_nan="null")
 
 
-def _example(value: dict[str, Any]) -> ConfigDict:
+def example_of(value: dict[str, Any]) -> ConfigDict:
+    """Give the model settings that show an example of an answer."""
     return ConfigDict(json_schema_extra={"examples": [value]})
 
 
@@ -88,7 +88,7 @@ class JobSummary(Answer):
 class JobOut(JobSummary):
     """A job, with its resolved config."""
 
-    model_config = _example(examples.JOB)
+    model_config = example_of(examples.JOB)
 
     config: dict[str, Any]
     """Every setting, as the trainer gets it."""
@@ -97,7 +97,7 @@ class JobOut(JobSummary):
 class JobList(Answer):
     """A page of jobs, the newest first."""
 
-    model_config = _example(examples.JOB_LIST)
+    model_config = example_of(examples.JOB_LIST)
 
     items: list[JobSummary]
     next_cursor: str | None
@@ -130,7 +130,7 @@ class CycleWidths(Answer):
 class DryRunOut(Answer):
     """What a submission would be; nothing was stored."""
 
-    model_config = _example(examples.DRY_RUN)
+    model_config = example_of(examples.DRY_RUN)
 
     config: dict[str, Any]
     max_core: int
@@ -167,7 +167,7 @@ class CycleOut(Answer):
 class CycleList(Answer):
     """All cycles of a job, in order."""
 
-    model_config = _example(examples.CYCLE_LIST)
+    model_config = example_of(examples.CYCLE_LIST)
 
     items: list[CycleOut]
 
@@ -175,7 +175,7 @@ class CycleList(Answer):
 class DistillationOut(JobOut):
     """A distillation: the job, and its science in short."""
 
-    model_config = _example(examples.DISTILLATION)
+    model_config = example_of(examples.DISTILLATION)
 
     cycles: list[CycleOut]
     last_core_id: str | None
@@ -204,7 +204,7 @@ class EventOut(Answer):
 class EventList(Answer):
     """Events in order; they are only ever appended."""
 
-    model_config = _example(examples.EVENT_LIST)
+    model_config = example_of(examples.EVENT_LIST)
 
     items: list[EventOut]
     after: int
@@ -249,7 +249,7 @@ class LogOut(Answer):
 class LogList(Answer):
     """All attempts of a job, in order."""
 
-    model_config = _example(examples.LOG_LIST)
+    model_config = example_of(examples.LOG_LIST)
 
     items: list[LogOut]
 
@@ -273,158 +273,9 @@ class ArtifactOut(Answer):
 class ArtifactList(Answer):
     """All stored files of a job's finished cycles."""
 
-    model_config = _example(examples.ARTIFACT_LIST)
+    model_config = example_of(examples.ARTIFACT_LIST)
 
     items: list[ArtifactOut]
-
-
-class LatentIdentity(Answer):
-    """Who a latent is: where its encoder vector was first learned."""
-
-    latent_id: str
-    """`<job>.<cycle>.<sae_index>`."""
-    origin_job_id: str
-    origin_cycle: int
-    origin_index: int
-    origin_kind: str
-
-    @staticmethod
-    def fields_of(latent: Latent) -> dict[str, Any]:
-        """Give the identity of a stored latent."""
-        same = ("origin_job_id", "origin_cycle", "origin_index", "origin_kind")
-        return {"latent_id": latent.public_id, **{name: getattr(latent, name) for name in same}}
-
-
-class PlaceOut(Answer):
-    """A latent's place in the core of one cycle."""
-
-    core_index: int
-    """Its row in that core, and in the next cycle's SAE."""
-    sae_index: int
-    """Its row in the SAE that selected it."""
-    parent_core_index: int | None
-    """Its row in the core before; null where it is new."""
-    rank: int
-    """Among all candidates; 0 is the strongest."""
-    score: float | None
-    """Nats a token, comparable between cycles."""
-    score_se: float | None
-    share: float | None
-    """Of this cycle's total score; not comparable between cycles."""
-    encoder_norm: float | None
-    density: float | None
-    decoder_cosine: float | None
-    """With the cycle before, on the same tokens; null where it is new."""
-    firing_jaccard: float | None
-    is_borderline: bool
-
-
-class CoreLatentOut(LatentIdentity, PlaceOut):
-    """One latent of a core."""
-
-    times_selected: int
-    """In how many unbroken cycles up to this one."""
-
-    @classmethod
-    def of(cls, member: CoreMember) -> Self:
-        """Show a core latent."""
-        place = dict(PlaceOut.model_validate(member.place))
-        identity = LatentIdentity.fields_of(member.latent)
-        return cls(**identity, **place, times_selected=member.times_selected)
-
-
-class CoreOut(Answer):
-    """The core that one cycle selected, in the order of its rows."""
-
-    model_config = _example(examples.CORE)
-
-    core_id: str
-    cycle_index: int
-    n_latents: int
-    """Of the whole core, whatever `min_selected` keeps."""
-    min_selected: int
-    items: list[CoreLatentOut]
-    next_cursor: str | None
-
-    @classmethod
-    def of(cls, core: CoreView) -> Self:
-        """Show a core."""
-        same = ("core_id", "cycle_index", "n_latents", "min_selected")
-        return cls(
-            **{name: getattr(core, name) for name in same},
-            items=[CoreLatentOut.of(member) for member in core.members.items],
-            next_cursor=core.members.next_cursor,
-        )
-
-
-class PathEntry(PlaceOut):
-    """A latent's place in one cycle."""
-
-    cycle_index: int
-
-    @classmethod
-    def of(cls, place: Place) -> Self:
-        """Show a place."""
-        return cls(**dict(PlaceOut.model_validate(place.entry)), cycle_index=place.cycle_index)
-
-
-class LatentOut(LatentIdentity):
-    """A latent, and what became of it."""
-
-    times_selected: int
-    last_cycle: int
-    """The last cycle that selected it, of its own distillation."""
-    dropped_at: int | None
-    """The cycle that no longer selected it; null while it is in the core."""
-    last_share: float | None
-    max_share: float | None
-    path: list[PathEntry]
-
-    @classmethod
-    def of(cls, path: LatentPath) -> Self:
-        """Show a latent's story."""
-        latent = path.latent
-        same = ("times_selected", "dropped_at", "last_share", "max_share")
-        return cls(
-            **LatentIdentity.fields_of(latent),
-            **{name: getattr(latent, name) for name in same},
-            last_cycle=latent.last_index,
-            path=[PathEntry.of(place) for place in path.places],
-        )
-
-
-class LineageOut(Answer):
-    """Every latent that any core of a distillation held, the oldest first."""
-
-    model_config = _example(examples.LINEAGE)
-
-    items: list[LatentOut]
-    next_cursor: str | None
-
-
-class OriginOut(Answer):
-    """A cycle that latents come from."""
-
-    job_id: str
-    cycle_index: int
-
-
-class OriginsOut(Answer):
-    """How many latents of each cycle's core come from each origin."""
-
-    model_config = _example(examples.ORIGINS)
-
-    cycles: list[int]
-    """The rows: finished cycles."""
-    origins: list[OriginOut]
-    """The columns: this distillation's cycles, then those of other jobs."""
-    matrix: list[list[int]]
-
-    @classmethod
-    def of(cls, found: Origins) -> Self:
-        """Show the matrix."""
-        origins = [OriginOut(job_id=job_id, cycle_index=index) for job_id, index in found.origins]
-        return cls(cycles=found.cycles, origins=origins, matrix=found.matrix)
 
 
 class PartOut(Answer):
@@ -437,7 +288,7 @@ class PartOut(Answer):
 class ReadinessOut(Answer):
     """Whether every part that the service stands on answers."""
 
-    model_config = _example(examples.READINESS)
+    model_config = example_of(examples.READINESS)
 
     status: Status
     parts: dict[str, PartOut]
@@ -453,7 +304,7 @@ class ReadinessOut(Answer):
 class AliveOut(Answer):
     """The process answers."""
 
-    model_config = _example(examples.ALIVE)
+    model_config = example_of(examples.ALIVE)
 
     status: Status
 

@@ -6,17 +6,8 @@ from fastapi import APIRouter, Body, Query, Response
 
 from api import examples
 from api.dependencies import Cursor, JobId, PartsOf
-from api.schemas import (
-    CoreOut,
-    CycleList,
-    CycleOut,
-    DistillationOut,
-    DryRunOut,
-    JobOut,
-    LatentOut,
-    LineageOut,
-    OriginsOut,
-)
+from api.lineage_schemas import CoreOut, LatentOut, LineageOut, OriginsOut
+from api.schemas import CycleList, CycleOut, DistillationOut, DryRunOut, JobOut
 from api.security import CallerOf
 from dmsae.service import estimates, jobs, lineage, submitting
 from dmsae.service.paging import LARGEST_BIGINT

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from api import examples, schemas
+from api import examples, lineage_schemas, schemas
 from api.main import create_app
 from dmsae.service.requests import DistillationRequest, JobChanges
 from dmsae.service.settings import Settings
@@ -18,9 +18,9 @@ ANSWERS = {
     schemas.EventList: examples.EVENT_LIST,
     schemas.LogList: examples.LOG_LIST,
     schemas.ArtifactList: examples.ARTIFACT_LIST,
-    schemas.CoreOut: examples.CORE,
-    schemas.LineageOut: examples.LINEAGE,
-    schemas.OriginsOut: examples.ORIGINS,
+    lineage_schemas.CoreOut: examples.CORE,
+    lineage_schemas.LineageOut: examples.LINEAGE,
+    lineage_schemas.OriginsOut: examples.ORIGINS,
     schemas.ReadinessOut: examples.READINESS,
     schemas.AliveOut: examples.ALIVE,
 }
