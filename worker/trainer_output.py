@@ -118,4 +118,4 @@ class TrainerOutput:
     def _read_tail(self) -> str:
         is_cut = len(self._tail) > TAIL_BYTES
         text = self._redact(self._tail.decode("utf-8", "replace"))
-        return text[-(TAIL_BYTES - self._margin_bytes) :] if is_cut else text
+        return text[self._margin_bytes :][-TAIL_BYTES:] if is_cut else text
