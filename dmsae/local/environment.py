@@ -48,4 +48,5 @@ def service_environment(
         env.pop("DMSAE_S3_PUBLIC_ENDPOINT_URL", None)
     for name in names:
         env |= started[name]
-    return {**folder.env(), **env, "DMSAE_PORT": str(port), "PYTHONPATH": str(checkout)}
+    search_path = os.pathsep.join(filter(None, (str(checkout), os.environ.get("PYTHONPATH"))))
+    return {**folder.env(), **env, "DMSAE_PORT": str(port), "PYTHONPATH": search_path}

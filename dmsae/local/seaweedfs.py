@@ -4,7 +4,6 @@ import contextlib
 import json
 import shutil
 import sysconfig
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ from dmsae.local.processes import Program
 PARTS = ("s3", "filer", "volume", "master", "admin")
 BUCKET = "dmsae"
 LONGEST_SOCKET_PATH = 100
+SOCKETS = Path("/tmp")  # noqa: S108 - where SeaweedFS puts its gRPC sockets, whatever TMPDIR says
 
 
 @dataclass(frozen=True)
@@ -72,11 +72,17 @@ class SeaweedFS:
             flags[f"{part}.port.grpc"] = self.ports[part] + PAIR_OFFSET
         return Program(
             name="s3",
-            command=(str(find_binary()), "mini", *(f"-{name}={value}" for name, value in flags.items())),
+            command=(
+                str(find_binary()),
+                "-logtostderr=true",
+                "mini",
+                *(f"-{name}={value}" for name, value in flags.items()),
+            ),
             folder=self.folder,
             log=self.log,
             env={
                 "HOME": str(self.folder),
+                "TMPDIR": str(self.folder),
                 "WEED_JWT_SIGNING_KEY": self.passwords.s3_jwt_write,
                 "WEED_JWT_SIGNING_READ_KEY": self.passwords.s3_jwt_read,
                 "WEED_JWT_FILER_SIGNING_KEY": self.passwords.s3_jwt_filer_write,
@@ -95,12 +101,11 @@ class SeaweedFS:
 
     def remove_sockets(self) -> None:
         """Remove the Unix sockets that it leaves behind when it is killed."""
-        folder = Path(tempfile.gettempdir())
         for part in PARTS:
             port = self.ports[part]
             for name in (f"{part}-{port}", f"{part}-grpc-{port + PAIR_OFFSET}"):
                 with contextlib.suppress(OSError):
-                    (folder / f"seaweedfs-{name}.sock").unlink()
+                    (SOCKETS / f"seaweedfs-{name}.sock").unlink()
 
     def _socket(self, part: str) -> str:
         """Keep the socket in our folder unless its path is longer than the kernel takes."""

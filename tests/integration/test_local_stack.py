@@ -31,10 +31,12 @@ SERVICES = {"postgres", "valkey", "s3"}
 PROGRAMS = {"api", "worker-cpu-0", "sweeper"}
 
 
-def run_dmsae(*arguments: str, prefix: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:
+def run_dmsae(
+    *arguments: str, become: tuple[str, ...] = (sys.executable,)
+) -> subprocess.CompletedProcess[str]:
     """Run the command line in a process of its own, without the environment of these tests."""
     env = {name: value for name, value in os.environ.items() if not name.startswith("DMSAE_")}
-    command = [*prefix, sys.executable, "-m", "dmsae.cli", *arguments]
+    command = [*become, "-m", "dmsae.cli", *arguments]
     return subprocess.run(command, env=env, capture_output=True, text=True, timeout=120, check=False)
 
 
@@ -203,26 +205,31 @@ def test_an_unprivileged_user_can_run_the_stack(url: str) -> None:
     """Beside the other stack, whose ports are taken: others are chosen."""
     top = Path(tempfile.mkdtemp(prefix="dmsae-nobody-"))
     os.chown(top, 65534, 65534)
-    become = ("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "env", f"HOME={top}")
-    probe = subprocess.run(
-        [*become, sys.executable, "-c", "import dmsae.cli"], capture_output=True, check=False
-    )
-    if probe.returncode != 0:
-        shutil.rmtree(top)
-        pytest.skip("another user cannot read this Python environment")
+    become = _become_nobody(top)
+    data = ("--data", str(top / "data"))
     try:
-        found = run_dmsae("up", "--data", str(top / "data"), "--detach", prefix=become)
+        found = run_dmsae("up", *data, "--detach", become=become)
         assert found.returncode == 0, found.stderr
         run = run_of(DataFolder(top / "data"))
         assert run.url != url
         assert httpx.get(f"{run.url}/readyz").status_code == 200
         owners = {psutil.Process(child.pid).uids().real for child in run.children.values()}
         assert owners == {65534}
-        assert run_dmsae("down", "--data", str(top / "data"), prefix=become).returncode == 0
+        assert run_dmsae("down", *data, become=become).returncode == 0
         assert not any(child.find() for child in run.children.values())
     finally:
-        run_dmsae("down", "--data", str(top / "data"), prefix=become)
+        run_dmsae("down", *data, become=become)
         shutil.rmtree(top)
+
+
+def _become_nobody(home: Path) -> tuple[str, ...]:
+    """Give the command that runs this Python as nobody, where nobody may read it."""
+    drop = ("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups")
+    become = (*drop, "env", "-C", str(home), f"HOME={home}", sys.executable)
+    probe = [*become, "-c", "import dmsae.local.daemon"]
+    if subprocess.run(probe, capture_output=True, check=False).returncode != 0:
+        pytest.skip("another user cannot read this Python environment")
+    return become
 
 
 def _is_ready(url: str) -> bool:
