@@ -63,21 +63,7 @@ def record_success(
         input_core_id=claim.input_core_id,
         seed=job.config.get("seed"),
     )
-    session.execute(
-        insert(Artifact),
-        [
-            {
-                "job_id": claim.job_id,
-                "cycle_id": claim.cycle_id,
-                "attempt_id": claim.attempt_id,
-                "object_key": file.object_key,
-                "name": file.name,
-                "size_bytes": file.size_bytes,
-                "sha256": file.sha256,
-            }
-            for file in artifacts
-        ],
-    )
+    _write_artifacts(session, claim, artifacts)
     close_attempt(session, claim, "succeeded")
     move_cycle(session, claim.cycle_id, "succeeded", output_core_id=core_id, metrics=result.metrics)
     n_new = sum(entry.parent_core_index is None for entry in result.lineage.core)
@@ -194,6 +180,21 @@ def _queue_again(session: Session, held: Held, *, reason: str, wait: timedelta |
     text = plain_text(reason)[:MESSAGE_CHARS]
     move_cycle(session, held.cycle_id, "queued", not_before=not_before, state_reason=text)
     wake_after_commit(session, held.resource_class)
+
+
+def _write_artifacts(session: Session, claim: Claim, artifacts: tuple[StoredFile, ...]) -> None:
+    for file in artifacts:
+        session.execute(
+            insert(Artifact).values(
+                job_id=claim.job_id,
+                cycle_id=claim.cycle_id,
+                attempt_id=claim.attempt_id,
+                object_key=file.object_key,
+                name=file.name,
+                size_bytes=file.size_bytes,
+                sha256=file.sha256,
+            )
+        )
 
 
 def _go_on(session: Session, claim: Claim, core_id: str, *, config: dict[str, Any]) -> None:
