@@ -80,6 +80,7 @@ class Child:
         self.process: subprocess.Popen[bytes] | None = None
         self.identity: Identity | None = None
         self._log_start = 0
+        self._is_asked = False
 
     @property
     def name(self) -> str:
@@ -124,7 +125,7 @@ class Child:
                 env={**environment, **program.env},
                 start_new_session=True,
             )
-        self.identity = Identity.of(self.process.pid)
+        self.identity, self._is_asked = Identity.of(self.process.pid), False
 
     def wait_ready(self, timeout_s: float = 30.0) -> None:
         """Wait until it answers.
@@ -153,9 +154,10 @@ class Child:
         return None if self.process is None else self.process.poll()
 
     def ask_to_stop(self) -> None:
-        """Send it the signal at which it ends in order; do not wait."""
-        if self.process is not None and self.process.poll() is None:
+        """Send it the signal at which it ends in order, once: a second one often means at once."""
+        if self.process is not None and self.process.poll() is None and not self._is_asked:
             self.process.send_signal(self.program.stop_signal)
+            self._is_asked = True
 
     def stop(self) -> None:
         """Ask it to end, wait, and kill its whole group if it takes too long; nothing if it does not run."""

@@ -63,6 +63,7 @@ class SeaweedFS:
             "filer.localSocket": self._socket("filer"),
             "webdav": "false",
             "admin.ui": "false",
+            "volume.preStopSeconds": 0,
             "disableHttp": "true",  # else anyone may GET /col/delete of the master, and a bucket is gone
             "master.telemetry": "false",
             "master.volumeSizeLimitMB": 128,

@@ -89,17 +89,15 @@ class Stack:
             time.sleep(WATCH_S)
 
     def stop(self) -> None:
-        """Stop everything: the API, then workers and sweeper, then the services, the last started first."""
+        """Stop everything: the API, then workers and sweeper, then the services."""
         own = [watched.child for watched in self._watched if watched.service is None]
-        for child in own:
-            if child.name == "api":
+        services = [watched.child for watched in self._watched if watched.service is not None]
+        api, others = own[:1], own[1:]
+        for stage in (api, others, services):
+            for child in stage:
+                child.ask_to_stop()
+            for child in stage:
                 child.stop()
-        for child in own:
-            child.ask_to_stop()
-        for child in own:
-            child.stop()
-        for watched in reversed(self._watched):
-            watched.child.stop()
         if self._services is not None:
             self._services.s3.remove_sockets()
         self._folder.run_file.unlink(missing_ok=True)

@@ -72,11 +72,11 @@ def _base_url(services: RunningServices, part: str) -> str:
 
 def _chunk_id(services: RunningServices, content: bytes) -> str:
     """Read off the disk under which id the volume server keeps some bytes, and prove that it does."""
-    for volume in services.parts.s3.folder.glob("dmsae_*.dat"):
-        stored = volume.read_bytes()
-        if (start := stored.find(content)) > 0:
-            cookie, key = struct.unpack(">IQ", stored[start - 20 : start - 8])
-            chunk_id = f"{volume.stem.removeprefix('dmsae_')},{key:x}{cookie:08x}"
+    volumes = services.parts.s3.folder.glob("dmsae_*.dat")
+    volume, stored = next((path, path.read_bytes()) for path in volumes if content in path.read_bytes())
+    start = stored.index(content)
+    cookie, key = struct.unpack(">IQ", stored[start - 20 : start - 8])
+    chunk_id = f"{volume.stem.removeprefix('dmsae_')},{key:x}{cookie:08x}"
     token = _token({"exp": int(time.time()) + 60, "fid": chunk_id}, services.parts.s3.passwords.s3_jwt_read)
     answer = httpx.get(
         f"{_base_url(services, 'volume')}/{chunk_id}", headers={"Authorization": f"Bearer {token}"}

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import fields
 from pathlib import Path
@@ -32,10 +32,11 @@ PROGRAMS = {"api", "worker-cpu-0", "sweeper"}
 
 
 def run_dmsae(
-    *arguments: str, become: tuple[str, ...] = (sys.executable,)
+    *arguments: str, become: tuple[str, ...] = (sys.executable,), settings: Mapping[str, str] | None = None
 ) -> subprocess.CompletedProcess[str]:
-    """Run the command line in a process of its own, without the environment of these tests."""
+    """Run the command line in a process of its own, with no other `DMSAE_*` variables than these."""
     env = {name: value for name, value in os.environ.items() if not name.startswith("DMSAE_")}
+    env |= settings or {}
     command = [*become, "-m", "dmsae.cli", *arguments]
     return subprocess.run(command, env=env, capture_output=True, text=True, timeout=120, check=False)
 
@@ -178,6 +179,19 @@ def test_a_folder_of_another_postgresql_is_refused_with_the_next_step(tmp_path: 
     assert "written by PostgreSQL 16" in found.stderr
     assert "pg_dump" in found.stderr
     assert (tmp_path / "postgres" / "PG_VERSION").read_text() == "16\n"
+
+
+def test_real_parts_replace_the_embedded_ones(stack_env: dict[str, str], tmp_path: Path) -> None:
+    data = ("--data", str(tmp_path / "data"))
+    try:
+        found = run_dmsae("up", *data, "--detach", "--workers", "2", settings=stack_env)
+        assert found.returncode == 0, found.stderr
+        run = run_of(DataFolder(tmp_path / "data"))
+        assert set(run.children) == PROGRAMS | {"worker-cpu-1"}
+        assert httpx.get(f"{run.url}/readyz").status_code == 200
+    finally:
+        run_dmsae("down", *data, settings=stack_env)
+    assert not (tmp_path / "data" / "postgres").exists()
 
 
 def test_leftovers_are_ended_only_if_they_are_ours(tmp_path: Path) -> None:
