@@ -17,6 +17,7 @@ from dmsae.service.logs import configure_logs
 from dmsae.service.queue import TASK_NAME, celery_options, check_broker
 from dmsae.service.settings import load_settings
 from dmsae.service.workers import register_worker, stop_worker
+from worker.device_lock import hold_device
 from worker.idle import IdleTimer
 from worker.runtime import TRAINER_COMMAND, Runtime, make_runtime
 from worker.task import run_one_cycle
@@ -43,6 +44,8 @@ class Device:
             runtime.database.run(lambda session: register_worker(session, runtime.worker))
         except Unavailable as error:
             log.warning("worker_starts_without", error=error.message)
+        with hold_device(settings.lock_dir, name, kill_grace_s=settings.kill_grace_s):
+            log.info("device_seen", device=name)
         self._timer = IdleTimer(runtime)
         self._timer.start()
         log.info("worker_started", worker=runtime.worker.id, device=name)

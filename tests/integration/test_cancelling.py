@@ -1,7 +1,5 @@
 """How a job ends early, in every state, and who wins when all happens at once."""
 
-from collections.abc import Iterator
-
 import pytest
 from sqlalchemy import select
 
@@ -28,13 +26,6 @@ from tests.planting import (
     plant_job,
     plant_worker,
 )
-
-
-@pytest.fixture
-def database(database_url: str) -> Iterator[Database]:
-    database = Database(database_url, wake_up=lambda _: None)
-    yield database
-    database.dispose()
 
 
 @pytest.fixture

@@ -1,6 +1,5 @@
 """Is this attempt still the one: renewing, refusing the stale, what is stored on the way."""
 
-from collections.abc import Iterator
 from datetime import timedelta
 
 import pytest
@@ -14,13 +13,6 @@ from dmsae.service.leases import Report, find_expired, is_still_expired, renew, 
 from dmsae.service.recording import record_hand_back
 from dmsae.service.tables import Attempt, Job, MetricPoint
 from tests.planting import event_kinds, fresh_class, plant_job, plant_worker
-
-
-@pytest.fixture
-def database(database_url: str) -> Iterator[Database]:
-    database = Database(database_url, wake_up=lambda _: None)
-    yield database
-    database.dispose()
 
 
 @pytest.fixture
