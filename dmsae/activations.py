@@ -8,7 +8,7 @@ import math
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -159,6 +159,16 @@ def measure_scale(norms: Float[Tensor, " n_tokens"], config: ActivationConfig) -
     return Scale(rms=rms, median_norm=median)
 
 
+class WindowStore(Protocol):
+    """Where windows may be kept beyond this process."""
+
+    def read(self, window: int) -> Float[Tensor, "n_tokens d_model"] | None:
+        """Give a window as it was written, or None."""
+
+    def write(self, window: int, tokens: Float[Tensor, "n_tokens d_model"]) -> None:
+        """Keep a window."""
+
+
 class Windows:
     """The training part in windows of contiguous contexts: what is shuffled, kept or harvested again.
 
@@ -166,7 +176,14 @@ class Windows:
     used goes first. Harvested again, a window has the same bits, since it always starts a batch of its own.
     """
 
-    def __init__(self, harvester: Harvester, contexts: Contexts, *, max_resident_bytes: int) -> None:
+    def __init__(
+        self,
+        harvester: Harvester,
+        contexts: Contexts,
+        *,
+        max_resident_bytes: int,
+        store: WindowStore | None = None,
+    ) -> None:
         size = harvester.config.shuffle_window_contexts
         self.harvester = harvester
         self._contexts = [
@@ -178,6 +195,7 @@ class Windows:
             for start in range(0, len(contexts.input_ids), size)
         ]
         self._max_resident_bytes = max_resident_bytes
+        self._store = store
         self._resident: OrderedDict[int, Float[Tensor, "n_tokens d_model"]] = OrderedDict()
 
     def __len__(self) -> int:
@@ -189,8 +207,7 @@ class Windows:
         if window in self._resident:
             self._resident.move_to_end(window)
             return self._resident[window]
-        harvested = self.harvester.harvest(self._contexts[window])
-        tokens = torch.cat([batch.resid[batch.is_kept] for batch in harvested])
+        tokens = self._read(window)
         self._resident[window] = tokens
         while len(self._resident) > 1 and self._resident_bytes() > self._max_resident_bytes:
             self._resident.popitem(last=False)
@@ -202,6 +219,17 @@ class Windows:
         n_tokens = int(contexts.is_token.sum())
         n_special = n_tokens - len(self.tokens(window))
         return Dropped(padding=contexts.is_token.numel() - n_tokens, special=n_special, norm=0)
+
+    def _read(self, window: int) -> Float[Tensor, "n_tokens d_model"]:
+        """Take a window from the store, or harvest it and leave it there."""
+        stored = None if self._store is None else self._store.read(window)
+        if stored is not None:
+            return stored
+        harvested = self.harvester.harvest(self._contexts[window])
+        tokens = torch.cat([batch.resid[batch.is_kept] for batch in harvested])
+        if self._store is not None:
+            self._store.write(window, tokens)
+        return tokens
 
     def _resident_bytes(self) -> int:
         return sum(tokens.nbytes for tokens in self._resident.values())

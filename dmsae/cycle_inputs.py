@@ -3,6 +3,7 @@
 Everything that can be refused before training is refused here. The steps after it are in `cycle_steps.py`.
 """
 
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -28,6 +29,7 @@ from dmsae.sae import Core, Provenance
 from dmsae.splicing import RunUpper, take_kept
 from dmsae.stream import token_budget
 from dmsae.text import PARTS, Contexts, Part, build_contexts, check_ids, load_documents, split_documents
+from dmsae.window_files import open_window_files
 
 MAX_RESIDENT_BYTES = 2 * 2**30
 """Memory that harvested training windows may take; beyond it they are harvested again, with the same bits."""
@@ -42,6 +44,7 @@ class CycleRun:
     core: Core | None
     """The core that this cycle starts from; none in cycle 0."""
     report: Report
+    cache_dir: Path
 
     @property
     def config(self) -> DistillationConfig:
@@ -68,6 +71,8 @@ class Harvest(NamedTuple):
     attribution: list[ContextBatch]
     evaluation: list[ContextBatch]
     dropped: dict[Part, Dropped]
+    token_s: float
+    """Seconds that the lower layers took for one token."""
 
 
 def open_run(spec: CycleSpec, *, core_dir: Path | None, cache_dir: Path, report: Report) -> CycleRun:
@@ -76,7 +81,7 @@ def open_run(spec: CycleSpec, *, core_dir: Path | None, cache_dir: Path, report:
     Raises: CycleFailed.
     """
     core = read_core(spec, core_dir)
-    run = CycleRun(spec, load_model(spec.config.model, cache_dir=cache_dir), core, report)
+    run = CycleRun(spec, load_model(spec.config.model, cache_dir=cache_dir), core, report, cache_dir)
     check_run(run)
     return run
 
@@ -149,7 +154,8 @@ def harvest_parts(run: CycleRun, contexts: dict[Part, Contexts]) -> Harvest:
     """
     config, core = run.config, run.core
     harvester = Harvester(run.loaded, config.activations)
-    windows = Windows(harvester, contexts["training"], max_resident_bytes=MAX_RESIDENT_BYTES)
+    store = open_window_files(run.cache_dir, harvester, contexts["training"])
+    windows = Windows(harvester, contexts["training"], max_resident_bytes=MAX_RESIDENT_BYTES, store=store)
     given = None if core is None else Scale(rms=core.rms, median_norm=core.median_norm)
     found = survey(windows, scale=given, n_tokens=config.training.n_tokens)
     dropped: dict[Part, Dropped] = {"training": found.dropped}
@@ -161,8 +167,10 @@ def harvest_parts(run: CycleRun, contexts: dict[Part, Contexts]) -> Harvest:
         dropped[part] = sum(counts, start=Dropped(0, 0, 0))
         return taken
 
+    started = time.monotonic()
     attribution = read("attribution", config.attribution.n_tokens)
     evaluation = read("evaluation", config.evaluation.n_tokens)
+    token_s = (time.monotonic() - started) / (config.attribution.n_tokens + config.evaluation.n_tokens)
     run.report.event(
         "tokens_dropped",
         "; ".join(
@@ -171,4 +179,4 @@ def harvest_parts(run: CycleRun, contexts: dict[Part, Contexts]) -> Harvest:
         ),
         {part: n._asdict() for part, n in dropped.items()},
     )
-    return Harvest(windows, found, attribution, evaluation, dropped)
+    return Harvest(windows, found, attribution, evaluation, dropped, token_s)

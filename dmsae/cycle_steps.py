@@ -43,7 +43,7 @@ def run_cycle(spec: CycleSpec, out: Path, *, core_dir: Path | None, cache_dir: P
     scale = harvest.survey.scale
 
     clock.enter("training")
-    sae = train(run, harvest, harvest_s=clock.seconds["harvesting"])
+    sae = train(run, harvest)
 
     clock.enter("attributing")
     attribution = attribute(
@@ -60,7 +60,7 @@ def run_cycle(spec: CycleSpec, out: Path, *, core_dir: Path | None, cache_dir: P
     save(run, out, results, metrics=metrics_record(run, results, clock))
 
 
-def train(run: CycleRun, harvest: Harvest, *, harvest_s: float) -> MatryoshkaSae:
+def train(run: CycleRun, harvest: Harvest) -> MatryoshkaSae:
     """Train this cycle's SAE, saying about once a second how far it is.
 
     Raises: CycleFailed.
@@ -69,8 +69,7 @@ def train(run: CycleRun, harvest: Harvest, *, harvest_s: float) -> MatryoshkaSae
     order = Order(config.seed, run.spec.cycle_index)
     stream = TokenStream(harvest.windows, harvest.survey, config.training, order=order)
     trainer = Trainer(config, run.core, stream, seed=run.seed)
-    harvested_tokens = sum(harvest.survey.window_tokens)
-    later_s = estimate_measuring_s(run.loaded, config, harvested_tokens=harvested_tokens, harvest_s=harvest_s)
+    later_s = estimate_measuring_s(run.loaded, config, token_s=harvest.token_s)
     pace = Pace(n_steps=stream.n_steps, batch_tokens=config.training.batch_tokens, later_s=later_s)
     for progress in trainer.run():
         if pace.is_due(progress.step):

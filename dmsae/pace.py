@@ -61,10 +61,8 @@ class Pace:
         }
 
 
-def estimate_measuring_s(
-    loaded: LoadedModel, config: DistillationConfig, *, harvested_tokens: int, harvest_s: float
-) -> float:
-    """Estimate attribution and evaluation from the speed of the lower layers.
+def estimate_measuring_s(loaded: LoadedModel, config: DistillationConfig, *, token_s: float) -> float:
+    """Estimate attribution and evaluation from `token_s`, the seconds that the lower layers take for a token.
 
     Takes a pass to cost what its weights are: attribution is one forward and one backward pass of the upper
     layers, each ablated latent one pass, evaluation one for each prefix and four besides.
@@ -77,4 +75,4 @@ def estimate_measuring_s(
     attribution, evaluation = config.attribution, config.evaluation
     passes = 2 * attribution.n_tokens + attribution.ablation_latents * attribution.ablation_tokens
     passes += evaluation.n_tokens * (4 + len(config.sae.block_widths) + 1)
-    return harvest_s / max(1, harvested_tokens) * upper / lower * passes
+    return token_s * upper / lower * passes

@@ -10,6 +10,7 @@ from dmsae.config import ActivationConfig, LocalModel
 from dmsae.errors import CycleFailed
 from dmsae.models import load_model, run_lower
 from dmsae.text import Contexts
+from dmsae.window_files import KEPT_FOLDERS, open_window_files
 from tests.tiny import save_tiny_model
 
 BOS = 0
@@ -182,3 +183,55 @@ def test_a_training_part_without_tokens_is_exhausted(loaded):
     with pytest.raises(CycleFailed) as caught:
         survey(Windows(harvester(loaded), contexts, max_resident_bytes=0), scale=None, n_tokens=None)
     assert caught.value.failure == "dataset_exhausted"
+
+
+def stored_windows(loaded, tmp_path, contexts, **settings):
+    reader = harvester(loaded, **settings)
+    store = open_window_files(tmp_path, reader, contexts)
+    return Windows(reader, contexts, max_resident_bytes=0, store=store)
+
+
+def test_windows_kept_on_disk_have_the_same_bits_and_spare_the_model(loaded, tmp_path, monkeypatch):
+    contexts = make_contexts(n_contexts=600)
+    plain = Windows(harvester(loaded), contexts, max_resident_bytes=2**31)
+    expected = [plain.tokens(window) for window in range(3)]
+    first = stored_windows(loaded, tmp_path, contexts)
+    assert all(torch.equal(first.tokens(window), expected[window]) for window in range(3))
+    monkeypatch.setattr("dmsae.activations.run_lower", None)
+    second = stored_windows(loaded, tmp_path, contexts)
+    assert all(torch.equal(second.tokens(window), expected[window]) for window in range(3))
+
+
+def test_a_torn_or_deleted_window_is_harvested_again(loaded, tmp_path):
+    contexts = make_contexts(n_contexts=600)
+    expected = [stored_windows(loaded, tmp_path, contexts).tokens(window) for window in range(3)]
+    torn, gone, _whole = sorted(tmp_path.rglob("*.safetensors"))
+    torn.write_bytes(torn.read_bytes()[:1000])
+    gone.unlink()
+    again = stored_windows(loaded, tmp_path, contexts)
+    assert all(torch.equal(again.tokens(window), expected[window]) for window in range(3))
+
+
+def test_other_contexts_layers_or_batches_never_share_a_window_on_disk(loaded, tmp_path):
+    contexts = make_contexts()
+    stored_windows(loaded, tmp_path, contexts).tokens(0)
+    for other, settings in (
+        (make_contexts(seed=1), {}),
+        (contexts, {"layer": 2}),
+        (contexts, {"model_batch_contexts": 8}),
+    ):
+        expected = Windows(harvester(loaded, **settings), other, max_resident_bytes=0).tokens(0)
+        assert torch.equal(stored_windows(loaded, tmp_path, other, **settings).tokens(0), expected)
+    assert len(list((tmp_path / "activations").iterdir())) == 4
+
+
+def test_the_least_recently_used_windows_leave_the_disk(loaded, tmp_path):
+    for seed in range(KEPT_FOLDERS + 2):
+        stored_windows(loaded, tmp_path, make_contexts(seed=seed)).tokens(0)
+    folders = list((tmp_path / "activations").iterdir())
+    assert len(folders) == KEPT_FOLDERS
+
+
+def test_a_part_too_large_to_keep_is_not_kept(loaded, tmp_path, monkeypatch):
+    monkeypatch.setattr("dmsae.window_files.MAX_PART_BYTES", 1)
+    assert open_window_files(tmp_path, harvester(loaded), make_contexts()) is None
