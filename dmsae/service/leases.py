@@ -44,8 +44,8 @@ class Report:
 
     @property
     def is_visible(self) -> bool:
-        """Whether the job looks different with it."""
-        return self.phase is not None or self.progress is not None
+        """Whether it writes to the job's row, which then is locked first."""
+        return self.phase is not None or self.progress is not None or bool(self.events)
 
 
 @dataclass(frozen=True)
