@@ -70,7 +70,8 @@ def up(
     try:
         if detach:
             folder = paths.open_data_folder(data)
-            _ready(daemon.start(folder, port=port, n_workers=workers, is_kept=True), folder.root)
+            url, _ = daemon.start(folder, port=port, n_workers=workers, is_kept=True)
+            _ready(url, folder.root)
             typer.echo("It runs in the background; `dmsae down` stops it.")
         else:
             daemon.serve(

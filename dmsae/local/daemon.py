@@ -48,8 +48,8 @@ def serve(root: Path, *, port: int | None, n_workers: int, announce: Callable[[S
             stack.stop()
 
 
-def start(folder: DataFolder, *, port: int | None, n_workers: int, is_kept: bool) -> str:
-    """Start a supervisor as a process of its own and give the URL once all answer.
+def start(folder: DataFolder, *, port: int | None, n_workers: int, is_kept: bool) -> tuple[str, Child]:
+    """Start a supervisor as a process of its own; give the URL once all answer, and the supervisor.
 
     `is_kept` lets it live on after this process; otherwise it stops in order when this process dies.
 
@@ -85,7 +85,7 @@ def start(folder: DataFolder, *, port: int | None, n_workers: int, is_kept: bool
     url = _ready_url(folder)
     if url is None:
         raise Unavailable(f"The stack ended as soon as it was ready; see {folder.logs}.")
-    return url
+    return url, supervisor
 
 
 def stop(folder: DataFolder) -> bool:
@@ -107,7 +107,6 @@ def stop(folder: DataFolder) -> bool:
     while state.is_held(folder) or run_goes_on():
         if time.monotonic() > deadline:
             raise Unavailable(f"The stack does not stop: see {folder.logs}, process {supervisor.pid}.")
-        _reap(supervisor.pid)
         time.sleep(0.1)
     return True
 
@@ -157,14 +156,6 @@ def stack_environment(root: Path) -> dict[str, str]:
 def _ready_url(folder: DataFolder) -> str | None:
     run = state.read_run(folder)
     return run.url if run is not None and run.is_ready and run.supervisor.find() is not None else None
-
-
-def _reap(pid: int) -> None:
-    """Take the status of a supervisor that is this process's own child, so that it can vanish."""
-    try:
-        os.waitpid(pid, os.WNOHANG)
-    except ChildProcessError:
-        return
 
 
 def _interrupt(_number: int, _frame: FrameType | None) -> None:

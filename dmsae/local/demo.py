@@ -4,7 +4,7 @@ import contextlib
 import json
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ POLL_S = 0.5
 MEMORY_EVERY_S = 2.0
 PATIENCE_S = 60.0
 """How long the API may be silent while a part of the stack is started again."""
+DEMO = {"preset": "demo", "name": "demo"}
 ENDED = ("succeeded", "failed", "cancelled")
 
 
@@ -46,7 +47,7 @@ class PeakMemory:
         self.peak_bytes = max(self.peak_bytes, total_bytes)
 
 
-def run_demo(data: Path, *, is_kept: bool) -> int:
+def run_demo(data: Path, *, is_kept: bool, settings: Mapping[str, Any] = DEMO) -> int:
     """Run the demo and give its exit status: 0 only when the distillation succeeded.
 
     Raises:
@@ -57,8 +58,8 @@ def run_demo(data: Path, *, is_kept: bool) -> int:
     folder = paths.open_data_folder(data)
     with _stack(folder, is_kept=is_kept) as url, Client(url, os.environ.get("DMSAE_API_KEY")) as client:
         start_s = time.monotonic() - began
-        console.print(f"The stack answers at {url} after {start_s:.0f} s. Submitting the preset 'demo'.")
-        job_id = client.distillations.create({"preset": "demo", "name": "demo"})["id"]
+        job_id = client.distillations.create(settings)["id"]
+        console.print(f"The stack answers at {url} after {start_s:.0f} s; the distillation is {job_id}.")
         memory = PeakMemory(folder)
         try:
             job = _follow(client, job_id, console, memory)
@@ -87,12 +88,12 @@ def _stack(folder: DataFolder, *, is_kept: bool) -> Iterator[str]:
     if running is not None:
         yield running
         return
-    url = daemon.start(folder, port=None, n_workers=1, is_kept=is_kept)
+    url, supervisor = daemon.start(folder, port=None, n_workers=1, is_kept=is_kept)
     try:
         yield url
     finally:
         if not is_kept:
-            daemon.stop(folder)
+            supervisor.stop()
 
 
 def _follow(client: Client, job_id: str, console: Console, memory: PeakMemory) -> Answer:
