@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import redis
 
 from dmsae.service.database import Database
 from tests.faults.crew import Crew
@@ -12,6 +13,8 @@ from tests.faults.crew import Crew
 @pytest.fixture
 def crew(stack_env: dict[str, str], database: Database, tmp_path: Path) -> Iterator[Crew]:
     short = {"DMSAE_KILL_GRACE_S": "0.5", "DMSAE_RETRY_BACKOFF_S": "0.1", "DMSAE_LEASE_S": "2"}
+    with redis.Redis.from_url(stack_env["DMSAE_BROKER_URL"]) as client:
+        client.flushall()
     folder = tmp_path / "crew"
     folder.mkdir()
     crew = Crew({**stack_env, **short}, database, folder)
