@@ -83,6 +83,10 @@ class Unavailable(DmsaeError):
     code = "unavailable"
 
 
+class DatabaseRefused(DmsaeError):
+    """The database refused what was asked of it; the log names the kind of refusal."""
+
+
 class StaleAttempt(DmsaeError):
     """This attempt is no longer the open one of its cycle: its fencing number is stale."""
 

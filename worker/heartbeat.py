@@ -9,9 +9,8 @@ from types import TracebackType
 from typing import Self
 
 import structlog
-from sqlalchemy.exc import DBAPIError
 
-from dmsae.errors import StaleAttempt, Unavailable
+from dmsae.errors import DatabaseRefused, StaleAttempt, Unavailable
 from dmsae.service.claims import Claim
 from dmsae.service.database import Database
 from dmsae.service.leases import renew
@@ -67,9 +66,9 @@ class Heartbeat:
             self._output.give_back(report)
             log.warning("heartbeat_missed", attempt=self._claim.attempt_id, error=error.message)
             return
-        except DBAPIError as error:
+        except DatabaseRefused as error:
             # What the database refuses today it refuses tomorrow: better to lose a report than the lease.
-            log.error("report_refused", attempt=self._claim.attempt_id, error=type(error.orig).__name__)
+            log.error("report_refused", attempt=self._claim.attempt_id, kind=error.fields["kind"])
             return
         else:
             self.is_cancelling = state.is_cancelling

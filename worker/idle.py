@@ -12,9 +12,8 @@ import time
 from collections.abc import Callable
 
 import structlog
-from sqlalchemy.exc import DBAPIError
 
-from dmsae.errors import Unavailable
+from dmsae.errors import DatabaseRefused, Unavailable
 from dmsae.service.queue import ping_broker
 from dmsae.service.workers import touch_worker
 from worker.runtime import Runtime
@@ -70,7 +69,7 @@ class IdleTimer:
             self._listen()
         try:
             self._runtime.database.run(lambda session: touch_worker(session, self._runtime.worker.id))
-        except (Unavailable, DBAPIError) as error:
+        except (Unavailable, DatabaseRefused) as error:
             log.warning("worker_not_noted", error=type(error).__name__)
 
     def _listen(self) -> None:

@@ -11,11 +11,10 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 import structlog
-from sqlalchemy.exc import DBAPIError
-from sqlalchemy.orm import Session
 
-from dmsae.errors import FAILURES, CycleFailed, StaleAttempt, Unavailable
+from dmsae.errors import FAILURES, CycleFailed, DatabaseRefused, StaleAttempt, Unavailable
 from dmsae.service.claims import Claim, StoredFile
+from dmsae.service.database import Transaction, UseCase
 from dmsae.service.leases import Report, renew
 from dmsae.service.recording import (
     RetryPolicy,
@@ -44,7 +43,6 @@ RECORD_PATIENCE_S = 1.0
 STORE_TRIES = 4
 NOT_GONE_PATIENCE_S = 5.0
 
-Recording = Callable[[Session], str]
 Result = TypeVar("Result")
 
 
@@ -206,10 +204,10 @@ class Supervisor:
                 verdict = _verdict_of(error)
                 self._log.error("result_refused", error=error.message)
                 recording = self._recording(verdict, (), None)
-            except DBAPIError as error:
+            except DatabaseRefused as error:
                 if verdict.code == "internal_error":
                     raise
-                self._log.error("record_refused", error=type(error.orig).__name__)
+                self._log.error("record_refused", kind=error.fields["kind"])
                 verdict = Verdict("failed", "internal_error", "The database refused the cycle's results.")
                 recording = self._recording(verdict, (), None)
             except Unavailable:
@@ -221,13 +219,13 @@ class Supervisor:
 
     def _recording(
         self, verdict: Verdict, artifacts: tuple[StoredFile, ...], result: CycleResult | None
-    ) -> Recording:
+    ) -> UseCase[str]:
         """Give the transaction that stores the last report and the outcome."""
         claim, settings, report = self._claim, self._settings, self._last_report
         policy = RetryPolicy(settings.max_attempts, settings.retry_backoff_s)
         code, message = verdict.code, verdict.message
 
-        def recording(session: Session) -> str:
+        def recording(session: Transaction) -> str:
             renew(session, claim, lease_s=settings.lease_s, report=report)
             match verdict.kind:
                 case "succeeded" if result is not None:

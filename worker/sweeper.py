@@ -13,12 +13,11 @@ from datetime import datetime
 from functools import partial
 
 import structlog
-from sqlalchemy import Connection, func, select
-from sqlalchemy.exc import DBAPIError
 
-from dmsae.errors import Unavailable
+from dmsae.errors import DatabaseRefused, Unavailable
 from dmsae.service.cancelling import find_cancelling, finish_cancelling
 from dmsae.service.database import Database
+from dmsae.service.leadership import Leadership
 from dmsae.service.leases import ExpiredLease, find_expired
 from dmsae.service.logs import configure_logs
 from dmsae.service.objects import ObjectStore
@@ -30,7 +29,6 @@ from dmsae.service.workers import mark_gone_workers
 
 log = structlog.get_logger()
 
-LEADER_LOCK = 0x646D73_02
 DAY_S = 86_400.0
 DELETE_EVERY_S = 3600.0
 GONE_AFTER_S = 60.0
@@ -84,14 +82,14 @@ class Sweeper:
         self._database = database
         self._wake_ups = wake_ups
         self._objects = objects
-        self._leadership: Connection | None = None
+        self._leadership = Leadership(database)
         self._watch = Watch(settings.lease_s, gap_s=max(3 * settings.sweep_s, settings.lease_s / 2))
         self._deleted_at = -DELETE_EVERY_S
 
     def sweep(self) -> bool:
         """Look once and put right what is wrong; false if another replica acts or Postgres is away."""
         try:
-            if not self._is_leader():
+            if not self._leadership.hold():
                 self._watch.forget()
                 return False
             self._close_expired()
@@ -101,7 +99,7 @@ class Sweeper:
             for worker_id in self._database.run(lambda s: mark_gone_workers(s, after_s=gone_after_s)):
                 log.warning("worker_gone", worker=worker_id)
             self._delete_abandoned()
-        except (Unavailable, DBAPIError) as error:
+        except (Unavailable, DatabaseRefused) as error:
             log.warning("sweep_failed", error=type(error).__name__)
             self._watch.forget()
             self.resign()
@@ -109,24 +107,8 @@ class Sweeper:
         return True
 
     def resign(self) -> None:
-        """Give the leader's lock back."""
-        if self._leadership is not None:
-            self._leadership.invalidate()
-            self._leadership.close()
-            self._leadership = None
-
-    def _is_leader(self) -> bool:
-        """Hold the leader's lock on a connection of its own: when that breaks, so does the lead."""
-        if self._leadership is not None:
-            self._leadership.execute(select(1))
-            return True
-        connection = self._database.engine.connect().execution_options(isolation_level="AUTOCOMMIT")
-        if connection.scalar(select(func.pg_try_advisory_lock(LEADER_LOCK))):
-            self._leadership = connection
-            log.info("sweeper_leads")
-            return True
-        connection.close()
-        return False
+        """Let another replica act."""
+        self._leadership.resign()
 
     def _close_expired(self) -> None:
         policy = RetryPolicy(self._settings.max_attempts, self._settings.retry_backoff_s)

@@ -1,31 +1,38 @@
 """Sessions over Postgres: one transaction a use case, retried as a whole, wake-ups sent after the commit.
 
 Use cases are functions over a `Session` that flush and never commit. No transaction may stay open while a
-model works, so nothing here outlives one short use case.
+model works, so nothing here outlives one short use case. SQLAlchemy's errors end here: callers see ours.
 """
 
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TypeVar
+from typing import TypeAlias, TypeVar
 
 import psycopg
 import structlog
 from sqlalchemy import Engine, create_engine
-from sqlalchemy.exc import DBAPIError, OperationalError
+from sqlalchemy.exc import DBAPIError, StatementError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.orm import Session
 
-from dmsae.errors import Unavailable
+from dmsae.errors import DatabaseRefused, DmsaeError, Unavailable
 
 Result = TypeVar("Result")
-WakeUp = Callable[[str], object]
+Transaction: TypeAlias = Session
+"""What a use case works in, for those who only pass it on."""
+UseCase: TypeAlias = Callable[[Transaction], Result]
+WakeUp: TypeAlias = Callable[[str], object]
 
 log = structlog.get_logger()
 
 WAKE_UPS = "wake_ups"
 RETRIED = (psycopg.errors.DeadlockDetected, psycopg.errors.SerializationFailure)
 N_TRIES = 5
+NEVER_FITS = "54"
+"""SQLSTATE class of what exceeds a limit of Postgres, though psycopg calls it operational: no outage."""
+READ_ONLY = "25006"
+"""SQLSTATE of a write on a standby, as while a database fails over: an outage."""
 
 
 class Database:
@@ -38,6 +45,7 @@ class Database:
             max_overflow=0,
             pool_timeout=5,
             pool_pre_ping=True,
+            hide_parameters=True,
             connect_args={
                 "connect_timeout": 5,
                 "application_name": "dmsae",
@@ -52,44 +60,75 @@ class Database:
         """Open one transaction: commit at the end, roll back on any error, then send its wake-ups.
 
         Raises:
-            Unavailable: Postgres does not answer.
+            Unavailable: Postgres does not answer, or other transactions stood in the way.
+            DatabaseRefused: Postgres answers, and refuses what was asked.
         """
-        try:
-            with Session(self.engine, expire_on_commit=False) as session, session.begin():
-                yield session
-        except PoolTimeout as error:
-            raise Unavailable("The database has no free connection; try again in a moment.") from error
-        except OperationalError as error:
-            if isinstance(error.orig, RETRIED):
-                raise
-            raise Unavailable("The database does not answer; try again in a moment.") from error
-        except DBAPIError as error:
-            if not error.connection_invalidated:
-                raise
-            raise Unavailable("The database connection was lost; try again in a moment.") from error
-        for resource_class in session.info.get(WAKE_UPS, ()):
-            self._wake_up(resource_class)
+        with translated_errors(), self._transaction() as session:
+            yield session
 
-    def run(self, use_case: Callable[[Session], Result]) -> Result:
+    def run(self, use_case: UseCase[Result]) -> Result:
         """Run a use case in a transaction of its own; a deadlock or serialisation error runs it again, whole.
 
         Raises:
-            Unavailable: Postgres does not answer.
+            Unavailable: Postgres does not answer, or other transactions stood in the way every time.
+            DatabaseRefused: Postgres answers, and refuses what was asked.
         """
-        for n_tried in range(1, N_TRIES + 1):
-            try:
-                with self.session_scope() as session:
-                    return use_case(session)
-            except DBAPIError as error:
-                if not isinstance(error.orig, RETRIED) or n_tried == N_TRIES:
-                    raise
-                log.info("transaction_retried", n_tried=n_tried, error=type(error.orig).__name__)
-                time.sleep(0.01 * 2**n_tried)
-        raise AssertionError("unreachable: the last try returns or raises")
+        with translated_errors():
+            for n_tried in range(1, N_TRIES):
+                try:
+                    return self._run_once(use_case)
+                except DBAPIError as error:
+                    if not isinstance(error.orig, RETRIED):
+                        raise
+                    log.info("transaction_retried", n_tried=n_tried, error=type(error.orig).__name__)
+                    time.sleep(0.01 * 2**n_tried)
+            return self._run_once(use_case)
 
     def dispose(self) -> None:
         """Close all pooled connections."""
         self.engine.dispose()
+
+    @contextmanager
+    def _transaction(self) -> Iterator[Session]:
+        with Session(self.engine, expire_on_commit=False) as session, session.begin():
+            yield session
+        for resource_class in session.info.get(WAKE_UPS, ()):
+            self._wake_up(resource_class)
+
+    def _run_once(self, use_case: UseCase[Result]) -> Result:
+        with self._transaction() as session:
+            return use_case(session)
+
+
+@contextmanager
+def translated_errors() -> Iterator[None]:
+    """Turn SQLAlchemy's errors into ours, which tell neither SQL nor values.
+
+    Raises:
+        Unavailable: Postgres does not answer, or other transactions stood in the way.
+        DatabaseRefused: Postgres answers, and refuses what was asked.
+    """
+    try:
+        yield
+    except PoolTimeout as error:
+        raise Unavailable("The database has no free connection; try again in a moment.") from error
+    except StatementError as error:
+        raise _translate(error) from error
+
+
+def _translate(error: StatementError) -> DmsaeError:
+    foreign = error.orig
+    state = getattr(foreign, "sqlstate", None) or ""
+    if isinstance(error, DBAPIError) and error.connection_invalidated:
+        return Unavailable("The database connection was lost; try again in a moment.")
+    if isinstance(foreign, RETRIED):
+        return Unavailable("Too many others change the same; try again in a moment.")
+    is_outage = isinstance(foreign, psycopg.OperationalError) and not state.startswith(NEVER_FITS)
+    if is_outage or state == READ_ONLY:
+        return Unavailable("The database does not answer; try again in a moment.")
+    kind = type(foreign).__name__
+    log.error("database_refused", kind=kind, sqlstate=state or None)
+    return DatabaseRefused(kind=kind, sqlstate=state or None)
 
 
 def wake_after_commit(session: Session, resource_class: str) -> None:
