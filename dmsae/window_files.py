@@ -1,6 +1,6 @@
 """How are harvested training windows kept on disk from one cycle to the next?
 
-A distillation's cycles read the same activations, and harvesting them takes longer than training. Files belong
+The cycles of a distillation read the same activations, and harvesting them is slow. Files belong
 to all that decides their bits, appear whole or not at all, and may be deleted at any time: what is missing or
 torn is harvested again.
 """
