@@ -29,6 +29,15 @@ log = structlog.get_logger()
 WAKE_UPS = "wake_ups"
 RETRIED = (psycopg.errors.DeadlockDetected, psycopg.errors.SerializationFailure)
 N_TRIES = 5
+CONNECTION = {
+    "connect_timeout": 5,
+    "keepalives": 1,
+    "keepalives_idle": 5,
+    "keepalives_interval": 2,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 10_000,
+}
+"""So a peer that vanished without a word is noticed within about 10 s, well before a lease runs out."""
 NEVER_FITS = "54"
 """SQLSTATE class of what exceeds a limit of Postgres, though psycopg calls it operational: no outage."""
 READ_ONLY = "25006"
@@ -47,7 +56,7 @@ class Database:
             pool_pre_ping=True,
             hide_parameters=True,
             connect_args={
-                "connect_timeout": 5,
+                **CONNECTION,
                 "application_name": "dmsae",
                 "options": "-c timezone=UTC -c lock_timeout=10s -c statement_timeout=60s"
                 " -c idle_in_transaction_session_timeout=60s",

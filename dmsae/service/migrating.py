@@ -19,6 +19,7 @@ from sqlalchemy.pool import NullPool
 
 import dmsae
 from dmsae.errors import Conflict, NotFound, Unavailable
+from dmsae.service.database import CONNECTION
 
 log = structlog.get_logger()
 
@@ -84,7 +85,7 @@ def _revision(connection: Connection) -> str | None:
 @contextmanager
 def _locked_connection(database_url: str) -> Iterator[Connection]:
     """One transaction for all revisions: the lock ends with it, and a failed revision leaves no trace."""
-    engine = create_engine(database_url, poolclass=NullPool, connect_args={"connect_timeout": 5})
+    engine = create_engine(database_url, poolclass=NullPool, connect_args=CONNECTION)
     try:
         with engine.begin() as connection:
             connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": ADVISORY_LOCK})

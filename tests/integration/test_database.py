@@ -1,5 +1,6 @@
 """What comes of a transaction that does not go well: tried again, or an error that tells no values."""
 
+import socket
 import threading
 from collections.abc import Callable
 
@@ -122,6 +123,20 @@ def test_no_free_connection_is_an_outage(database_url: str) -> None:
         with pytest.raises(Unavailable):
             narrow.run(plant_owner)
     narrow.dispose()
+
+
+@pytest.mark.skipif(not hasattr(socket, "TCP_USER_TIMEOUT"), reason="only Linux can tell")
+def test_a_connection_whose_peer_vanishes_ends_within_seconds(database: Database) -> None:
+    with database.engine.connect() as connection:
+        fd = connection.connection.driver_connection.fileno()
+        with socket.socket(fileno=socket.dup(fd)) as peer:
+            assert peer.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+            tcp = {
+                name: peer.getsockopt(socket.IPPROTO_TCP, getattr(socket, name))
+                for name in ("TCP_KEEPIDLE", "TCP_KEEPINTVL", "TCP_KEEPCNT", "TCP_USER_TIMEOUT")
+            }
+    assert tcp["TCP_KEEPIDLE"] + tcp["TCP_KEEPINTVL"] * tcp["TCP_KEEPCNT"] <= 15
+    assert 0 < tcp["TCP_USER_TIMEOUT"] <= 15_000
 
 
 def test_the_lead_is_lost_with_its_connection(database: Database) -> None:
