@@ -19,7 +19,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import gguf
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
@@ -286,6 +285,8 @@ def _converted_gguf(path: Path, digest: str, *, cache_dir: Path) -> Path:
 
 def _convert_gguf(path: Path, folder: Path) -> None:
     """Dequantise to float32; transformers saves no model that still says it is quantised."""
+    import gguf  # here, since it takes half a second that a converted model need not wait for
+
     architecture = gguf.GGUFReader(path).fields["general.architecture"].contents()
     if architecture not in SUPPORTED_MODEL_TYPES:
         raise _unsupported(path, f"of type {architecture}")

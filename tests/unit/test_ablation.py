@@ -2,8 +2,9 @@
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
+from scipy.stats import spearmanr
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
@@ -118,6 +119,19 @@ def test_rank_correlation_is_one_where_a_score_orders_latents_as_the_loss_does()
     assert check.rank_correlations["absolute"] == pytest.approx(1)
     assert check.rank_correlations["energy"] == pytest.approx(-1)
     assert check.to_metrics()["latent_indices"] == [0, 1, 2, 3]
+
+
+@given(
+    pairs=st.lists(st.tuples(st.integers(-3, 3), st.floats(-1e9, 1e9)), min_size=3, max_size=40),
+)
+def test_rank_correlation_is_spearmans_ties_included(pairs):
+    scores, changes = (torch.tensor(side, dtype=torch.float64) for side in zip(*pairs, strict=True))
+    assume(len(scores.unique()) > 1)
+    assume(len(changes.unique()) > 1)
+    attribution = attribution_of(scores, torch.ones(len(scores)))
+    found = compare(LossChanges(torch.arange(len(scores)), changes, 50), attribution)
+    expected = spearmanr(changes.numpy(), scores.numpy()).statistic
+    assert found.rank_correlations["absolute"] == pytest.approx(expected, abs=1e-12)
 
 
 @pytest.mark.parametrize(
