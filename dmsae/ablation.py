@@ -7,8 +7,10 @@ from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from jaxtyping import Float, Float64, Int
+from numpy.typing import NDArray
 from torch import Tensor
 
 from dmsae.activations import ContextBatch
@@ -140,12 +142,11 @@ def _rank_correlation(changes: list[float], scores: list[float]) -> float | None
     """Spearman's; here because importing `scipy.stats` for it would cost every cycle more than a second."""
     if len(changes) < 3 or len(set(changes)) == 1 or len(set(scores)) == 1:
         return None
-    return float(torch.stack([_ranks(changes), _ranks(scores)]).corrcoef()[0, 1])
+    return float(np.corrcoef(_ranks(changes), _ranks(scores))[0, 1])
 
 
-def _ranks(values: list[float]) -> Float64[Tensor, " n"]:
+def _ranks(values: list[float]) -> NDArray[np.float64]:
     """Give each value's place in ascending order, ties the mean of theirs."""
-    _, place, counts = torch.tensor(values, dtype=torch.float64).unique(
-        return_inverse=True, return_counts=True
-    )
-    return (counts.cumsum(0) - (counts - 1) / 2).double()[place]
+    _, place, counts = np.unique(values, return_inverse=True, return_counts=True)
+    means: NDArray[np.float64] = counts.cumsum() - (counts - 1) / 2
+    return means[place]
