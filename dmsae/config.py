@@ -294,7 +294,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "training": {"batch_tokens": 512, "lr": 3e-3, "epochs": 3},
         "attribution": {"n_tokens": 8192, "ablation_tokens": 512, "ablation_latents": 16},
         "selection": {"max_core": 240},
-        "evaluation": {"n_tokens": 4096},
+        "evaluation": {"n_tokens": 2048},
     },
 }
 """Named overrides, all ours (METHOD, Presets)."""
