@@ -6,7 +6,7 @@ sees them is the business of `stream.py`; how the model is cut, that of `models.
 
 import math
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
@@ -65,6 +65,8 @@ class Harvester:
 
     loaded: LoadedModel
     config: ActivationConfig
+    tell: Callable[[int], None] = lambda _: None
+    """Told how many tokens each batch held that are neither padding nor special."""
 
     def harvest(self, contexts: Contexts, *, max_norm: float = math.inf) -> Iterator[ContextBatch]:
         """Run the lower layers over `contexts`, `model_batch_contexts` at a time.
@@ -79,6 +81,7 @@ class Harvester:
             resid = run_lower(self.loaded, input_ids, layer=self.config.layer)
             candidate = is_token & ~self._is_special(input_ids)
             self._require_finite(resid[candidate])
+            self.tell(int(candidate.sum()))
             is_kept = candidate & (resid.norm(dim=-1) <= max_norm)
             yield ContextBatch(input_ids, is_token, document_index, resid, is_kept)
 
@@ -169,6 +172,15 @@ class WindowStore(Protocol):
         """Keep a window."""
 
 
+def lay_windows(n_contexts: int, size: int) -> list[slice]:
+    """Cut contexts into windows of at least `size`: what is left over belongs to the last one.
+
+    Only a part that is smaller than one window has a smaller one.
+    """
+    starts = range(0, max(n_contexts - size, 0) + 1, size) if n_contexts else range(0)
+    return [slice(start, start + size if start != starts[-1] else n_contexts) for start in starts]
+
+
 class Windows:
     """The training part in windows of contiguous contexts: what is shuffled, kept or harvested again.
 
@@ -184,15 +196,14 @@ class Windows:
         max_resident_bytes: int,
         store: WindowStore | None = None,
     ) -> None:
-        size = harvester.config.shuffle_window_contexts
         self.harvester = harvester
         self._contexts = [
             contexts._replace(
-                input_ids=contexts.input_ids[start : start + size],
-                is_token=contexts.is_token[start : start + size],
-                document_index=contexts.document_index[start : start + size],
+                input_ids=contexts.input_ids[window],
+                is_token=contexts.is_token[window],
+                document_index=contexts.document_index[window],
             )
-            for start in range(0, len(contexts.input_ids), size)
+            for window in lay_windows(len(contexts.input_ids), harvester.config.shuffle_window_contexts)
         ]
         self._max_resident_bytes = max_resident_bytes
         self._store = store
@@ -224,6 +235,7 @@ class Windows:
         """Take a window from the store, or harvest it and leave it there."""
         stored = None if self._store is None else self._store.read(window)
         if stored is not None:
+            self.harvester.tell(len(stored))
             return stored
         harvested = self.harvester.harvest(self._contexts[window])
         tokens = torch.cat([batch.resid[batch.is_kept] for batch in harvested])

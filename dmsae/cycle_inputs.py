@@ -23,6 +23,7 @@ from dmsae.config import SPLIT_SALT, CycleSpec, DistillationConfig
 from dmsae.errors import CycleFailed
 from dmsae.formats import load_core
 from dmsae.models import LoadedModel, check_fit, hook_path, load_model, run_upper
+from dmsae.pace import HarvestPace
 from dmsae.randomness import derived_seed
 from dmsae.reporting import Report
 from dmsae.sae import Core, Provenance
@@ -147,13 +148,22 @@ def read_contexts(run: CycleRun) -> dict[Part, Contexts]:
     return contexts
 
 
+def tokens_to_harvest(run: CycleRun, contexts: dict[Part, Contexts]) -> int:
+    """Estimate, without running the model, how many tokens this cycle harvests."""
+    config = run.config
+    n_training = Harvester(run.loaded, config.activations).count_candidates(contexts["training"])
+    n_wanted = config.training.n_tokens or n_training
+    return min(n_training, n_wanted) + config.attribution.n_tokens + config.evaluation.n_tokens
+
+
 def harvest_parts(run: CycleRun, contexts: dict[Part, Contexts]) -> Harvest:
     """Harvest all three parts, at the core's scale or, in cycle 0, at their own.
 
     Raises: CycleFailed with `dataset_exhausted` or `non_finite`.
     """
     config, core = run.config, run.core
-    harvester = Harvester(run.loaded, config.activations)
+    pace = HarvestPace(run.report, n_tokens_total=tokens_to_harvest(run, contexts))
+    harvester = Harvester(run.loaded, config.activations, pace.add)
     store = open_window_files(run.cache_dir, harvester, contexts["training"])
     windows = Windows(harvester, contexts["training"], max_resident_bytes=MAX_RESIDENT_BYTES, store=store)
     given = None if core is None else Scale(rms=core.rms, median_norm=core.median_norm)
@@ -171,6 +181,7 @@ def harvest_parts(run: CycleRun, contexts: dict[Part, Contexts]) -> Harvest:
     attribution = read("attribution", config.attribution.n_tokens)
     evaluation = read("evaluation", config.evaluation.n_tokens)
     token_s = (time.monotonic() - started) / (config.attribution.n_tokens + config.evaluation.n_tokens)
+    pace.finish()
     run.report.event(
         "tokens_dropped",
         "; ".join(

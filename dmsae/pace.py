@@ -37,6 +37,36 @@ class Clock:
         return time.monotonic() - self._started
 
 
+class HarvestPace:
+    """Says about once a second how many tokens are harvested."""
+
+    def __init__(self, report: Report, *, n_tokens_total: int) -> None:
+        self._report, self._n_tokens_total = report, n_tokens_total
+        self._n_tokens = 0
+        self._is_over = False
+        self._started = self._said = time.monotonic()
+
+    def add(self, n_tokens: int) -> None:
+        """Count tokens that came in; what is harvested again later counts no more."""
+        self._n_tokens += n_tokens
+        now = time.monotonic()
+        if self._is_over or now - self._said < 1:
+            return
+        self._said = now
+        self._report.progress(
+            {
+                "step": 0,
+                "n_tokens": self._n_tokens,
+                "n_tokens_total": max(self._n_tokens, self._n_tokens_total),
+                "tokens_per_s": self._n_tokens / (now - self._started),
+            }
+        )
+
+    def finish(self) -> None:
+        """Say nothing from here on."""
+        self._is_over = True
+
+
 class Pace:
     """Estimates the rest of training, and of what follows it."""
 

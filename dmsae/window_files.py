@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from dmsae.activations import Harvester
+from dmsae.activations import Harvester, lay_windows
 from dmsae.models import hook_path
 from dmsae.text import Contexts
 
@@ -79,6 +79,7 @@ def _last_used(folder: Path) -> float:
 def _key(harvester: Harvester, contexts: Contexts) -> str:
     """Name everything that decides the bits of a harvest, the kernels of torch included."""
     config, loaded = harvester.config, harvester.loaded
+    size = config.shuffle_window_contexts
     decisive = (
         torch.__version__,
         torch.backends.cpu.get_cpu_capability(),
@@ -89,7 +90,7 @@ def _key(harvester: Harvester, contexts: Contexts) -> str:
         config.hook,
         config.model_dtype,
         config.model_batch_contexts,
-        config.shuffle_window_contexts,
+        [(window.start, window.stop) for window in lay_windows(len(contexts.input_ids), size)],
         tuple(contexts.input_ids.shape),
     )
     digest = hashlib.sha256(repr(decisive).encode())

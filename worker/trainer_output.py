@@ -57,7 +57,8 @@ class TrainerOutput:
                     self._phase = message.phase
                 case ProgressMessage():
                     self._progress = message.model_dump(exclude={"type"})
-                    self._points.append(self._progress)
+                    if message.step > 0:
+                        self._points.append(self._progress)
                 case EventMessage():
                     text = self._redact(message.message)
                     self._events.append({**message.model_dump(include={"kind", "data"}), "message": text})

@@ -74,6 +74,8 @@ def renew(session: Session, held: Held, *, lease_s: float, report: Report) -> Le
     for name in ("phase", "progress", "log_tail"):
         if getattr(report, name) is not None:
             values[name] = getattr(report, name)
+    if report.progress is not None:
+        values["progress_at"] = func.clock_timestamp()
     renewed = session.execute(
         update(Attempt)
         .where(Attempt.id == held.attempt_id, Attempt.fence == held.fence, Attempt.outcome.is_(None))

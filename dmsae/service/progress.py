@@ -75,7 +75,14 @@ def _surroundings(session: Session, job_ids: list[str]) -> _Surroundings:
     ):
         cycles[row.job_id].append(row)
     attempts = session.execute(
-        select(Attempt.cycle_id, Attempt.number, Attempt.phase, Attempt.progress, Attempt.opened_at)
+        select(
+            Attempt.cycle_id,
+            Attempt.number,
+            Attempt.phase,
+            Attempt.progress,
+            Attempt.progress_at,
+            Attempt.opened_at,
+        )
         .join(Cycle, Cycle.id == Attempt.cycle_id)
         .where(Cycle.job_id.in_(job_ids), Attempt.outcome.is_(None))
     )
@@ -129,6 +136,7 @@ def _time_left_s(cycles: list[Any], attempt: Any, now: datetime) -> float | None
     cycle_left_s = (attempt.progress or {}).get("time_left_s") if attempt is not None else None
     if attempt is None or not isinstance(cycle_left_s, int | float):
         return None
+    cycle_left_s = max(0.0, cycle_left_s - (now - attempt.progress_at).total_seconds())
     lengths = [
         (cycle.finished_at - cycle.started_at).total_seconds()
         for cycle in cycles

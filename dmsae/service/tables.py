@@ -201,6 +201,7 @@ class Attempt(Table):
     phase: Mapped[str] = mapped_column(server_default="starting")
     progress: Mapped[dict[str, Any] | None]
     """The trainer's last progress line."""
+    progress_at: Mapped[datetime | None]
     log_tail: Mapped[str] = mapped_column(server_default="")
     """The end of the trainer's output, secrets removed."""
     outcome: Mapped[str | None]

@@ -183,6 +183,7 @@ def upgrade() -> None:
         sa.Column("celery_task_id", sa.Text(), nullable=True),
         sa.Column("phase", sa.Text(), server_default="starting", nullable=False),
         sa.Column("progress", postgresql.JSONB(astext_type=sa.Text()), nullable=True),
+        sa.Column("progress_at", sa.DateTime(timezone=True), nullable=True),
         sa.Column("log_tail", sa.Text(), server_default="", nullable=False),
         sa.Column("outcome", sa.Text(), nullable=True),
         sa.Column("error", postgresql.JSONB(astext_type=sa.Text()), nullable=True),

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from dmsae.activations import Harvester, Scale, Windows, collect, measure_scale, survey
+from dmsae.activations import Harvester, Scale, Windows, collect, lay_windows, measure_scale, survey
 from dmsae.config import ActivationConfig, LocalModel
 from dmsae.errors import CycleFailed
 from dmsae.models import load_model, run_lower
@@ -141,9 +141,18 @@ def test_a_part_with_too_few_tokens_is_exhausted_with_both_numbers(loaded):
     assert (caught.value.failure, caught.value.param) == ("dataset_exhausted", "evaluation.n_tokens")
 
 
+@pytest.mark.parametrize(
+    ("n_contexts", "sizes"), [(0, []), (5, [5]), (10, [10]), (19, [19]), (20, [10, 10]), (37, [10, 10, 17])]
+)
+def test_every_window_has_at_least_its_size_unless_the_whole_part_is_smaller(n_contexts, sizes):
+    windows = lay_windows(n_contexts, 10)
+    assert [window.stop - window.start for window in windows] == sizes
+    assert [row for window in windows for row in range(n_contexts)[window]] == list(range(n_contexts))
+
+
 @pytest.mark.parametrize("max_resident_bytes", [0, 200_000, 2**31])
 def test_a_window_has_the_same_bits_whether_it_was_kept_or_harvested_again(loaded, max_resident_bytes):
-    contexts = make_contexts(n_contexts=600)
+    contexts = make_contexts(n_contexts=800)
     expected = [
         Windows(harvester(loaded), contexts, max_resident_bytes=2**31).tokens(window) for window in range(3)
     ]
@@ -154,7 +163,7 @@ def test_a_window_has_the_same_bits_whether_it_was_kept_or_harvested_again(loade
 
 
 def test_a_survey_counts_what_is_kept_in_each_window_and_takes_the_scale(loaded):
-    contexts = make_contexts(n_contexts=600)
+    contexts = make_contexts(n_contexts=800)
     windows = Windows(harvester(loaded), contexts, max_resident_bytes=2**31)
     found = survey(windows, scale=None, n_tokens=None)
     assert len(found.window_tokens) == 3
@@ -164,7 +173,7 @@ def test_a_survey_counts_what_is_kept_in_each_window_and_takes_the_scale(loaded)
 
 
 def test_a_given_scale_is_taken_over_as_it_is_and_sets_the_limit(loaded):
-    windows = Windows(harvester(loaded, max_norm_multiple=1.0), make_contexts(600), max_resident_bytes=2**31)
+    windows = Windows(harvester(loaded, max_norm_multiple=1.0), make_contexts(800), max_resident_bytes=2**31)
     own = survey(windows, scale=None, n_tokens=None)
     given = Scale(rms=1.0, median_norm=own.scale.median_norm * 0.9)
     found = survey(windows, scale=given, n_tokens=None)
@@ -173,7 +182,7 @@ def test_a_given_scale_is_taken_over_as_it_is_and_sets_the_limit(loaded):
 
 
 def test_a_survey_stops_where_the_budget_is_reached(loaded):
-    windows = Windows(harvester(loaded), make_contexts(600), max_resident_bytes=2**31)
+    windows = Windows(harvester(loaded), make_contexts(800), max_resident_bytes=2**31)
     found = survey(windows, scale=Scale(1.0, 1e9), n_tokens=10)
     assert len(found.window_tokens) == 1
 
@@ -192,7 +201,7 @@ def stored_windows(loaded, tmp_path, contexts, **settings):
 
 
 def test_windows_kept_on_disk_have_the_same_bits_and_spare_the_model(loaded, tmp_path, monkeypatch):
-    contexts = make_contexts(n_contexts=600)
+    contexts = make_contexts(n_contexts=800)
     plain = Windows(harvester(loaded), contexts, max_resident_bytes=2**31)
     expected = [plain.tokens(window) for window in range(3)]
     first = stored_windows(loaded, tmp_path, contexts)
@@ -203,7 +212,7 @@ def test_windows_kept_on_disk_have_the_same_bits_and_spare_the_model(loaded, tmp
 
 
 def test_a_torn_or_deleted_window_is_harvested_again(loaded, tmp_path):
-    contexts = make_contexts(n_contexts=600)
+    contexts = make_contexts(n_contexts=800)
     expected = [stored_windows(loaded, tmp_path, contexts).tokens(window) for window in range(3)]
     torn, gone, _whole = sorted(tmp_path.rglob("*.safetensors"))
     torn.write_bytes(torn.read_bytes()[:1000])

@@ -10,6 +10,9 @@ def test_every_module_of_the_method_stands_in_the_import_contracts() -> None:
     contracts = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
     listed = next(c["source_modules"] for c in contracts if c["name"].startswith("the method knows"))
     forbidden = next(c["forbidden_modules"] for c in contracts if "by command only" in c["name"])
-    modules = {f"dmsae.{file.stem}" for file in (ROOT / "dmsae").glob("*.py")} - {"dmsae.__init__", "dmsae.cli"}
+    modules = {f"dmsae.{file.stem}" for file in (ROOT / "dmsae").glob("*.py")} - {
+        "dmsae.__init__",
+        "dmsae.cli",
+    }
     assert set(listed) == modules
     assert set(forbidden) == modules - {"dmsae.config", "dmsae.errors"}
