@@ -4,6 +4,7 @@ Plain ASGI, around the whole application.
 """
 
 import asyncio
+import contextlib
 import re
 import time
 
@@ -19,6 +20,8 @@ log = structlog.get_logger()
 LONGEST_LOGGED = 500
 LARGEST_BODY_BYTES = 1 << 20
 BODY_TIMEOUT_S = 30
+LINGER_S = 2
+LINGER_BYTES = 16 << 20
 REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 
@@ -50,7 +53,7 @@ class RequestLimits:
         if messages is None:
             detail = f"The body is larger than {LARGEST_BODY_BYTES} bytes."
             answer = problem(413, "body_too_large", detail, request_id=request_id, headers=CLOSE)
-            await answer(scope, receive, send)
+            await answer(scope, receive, _lingering(receive, send))
             return
 
         async def replay() -> Message:
@@ -76,6 +79,31 @@ async def _read(scope: Scope, receive: Receive) -> list[Message] | None:
             return None
         if not message.get("more_body", False):
             return messages
+
+
+def _lingering(receive: Receive, send: Send) -> Send:
+    """Read on for a while between an answer and its end.
+
+    A connection that is closed on unread data is reset, and the client may lose the answer with it.
+    """
+
+    async def send_and_linger(message: Message) -> None:
+        if message["type"] == "http.response.body":
+            await send({**message, "more_body": True})
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(_discard(receive), LINGER_S)
+            message = {"type": "http.response.body", "body": b""}
+        await send(message)
+
+    return send_and_linger
+
+
+async def _discard(receive: Receive) -> None:
+    size_bytes, is_over = 0, False
+    while not is_over and size_bytes < LINGER_BYTES:
+        message = await receive()
+        size_bytes += len(message.get("body", b""))
+        is_over = not message.get("more_body", False)
 
 
 def _noted(scope: Scope, send: Send) -> Send:

@@ -107,7 +107,7 @@ def test_a_malformed_body_is_refused(api: httpx.Client, content: bytes) -> None:
 
 def test_a_body_above_the_limit_is_refused_before_it_is_parsed(api: httpx.Client) -> None:
     too_large = b" " * (LARGEST_BODY_BYTES + 1)
-    for content in (too_large, iter([too_large[:1000], too_large])):
+    for content in (too_large, iter([too_large[:1000], too_large]), too_large * 8, iter([too_large] * 8)):
         answer = api.post("/distillations", content=content, headers=JSON)
         assert answer.status_code == 413
         check_refused(answer)
