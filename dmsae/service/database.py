@@ -135,9 +135,10 @@ def _translate(error: StatementError) -> DmsaeError:
     is_outage = isinstance(foreign, psycopg.OperationalError) and not state.startswith(NEVER_FITS)
     if is_outage or state == READ_ONLY:
         return Unavailable("The database does not answer; try again in a moment.")
-    kind = type(foreign).__name__
-    log.error("database_refused", kind=kind, sqlstate=state or None)
-    return DatabaseRefused(kind=kind, sqlstate=state or None)
+    constraint = foreign.diag.constraint_name if isinstance(foreign, psycopg.Error) else None
+    told = {"kind": type(foreign).__name__, "sqlstate": state or None, "constraint": constraint}
+    log.error("database_refused", **told)
+    return DatabaseRefused(**told)
 
 
 def wake_after_commit(session: Session, resource_class: str) -> None:

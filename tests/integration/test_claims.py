@@ -9,6 +9,7 @@ import pytest
 from sqlalchemy import func, select, update
 
 from dmsae.config import SPEC_VERSION
+from dmsae.errors import DatabaseRefused
 from dmsae.service.claims import Claim, claim_cycle
 from dmsae.service.database import Database
 from dmsae.service.ids import new_id
@@ -206,7 +207,7 @@ def test_the_database_allows_one_open_attempt_of_a_cycle(
     database.run(lambda session: plant_job(session, resource_class))
     claimed = claim(database, worker_id, resource_class)
     assert claimed is not None
-    with pytest.raises(Exception, match="uq_attempts_open"), database.session_scope() as session:
+    with pytest.raises(DatabaseRefused) as caught, database.session_scope() as session:
         session.add(
             Attempt(
                 id=new_id("attempt"),
@@ -217,6 +218,7 @@ def test_the_database_allows_one_open_attempt_of_a_cycle(
                 lease_expires_at=func.now(),
             )
         )
+    assert caught.value.fields["constraint"] == "uq_attempts_open"
 
 
 def test_the_jobs_version_grows_with_a_claim(database: Database, worker_id: str, resource_class: str) -> None:
