@@ -3,6 +3,7 @@
 import base64
 import json
 import socket
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -113,6 +114,20 @@ def test_a_body_above_the_limit_is_refused_before_it_is_parsed(api: httpx.Client
         check_refused(answer)
     fitting = b'{"preset": "demo"}'.ljust(LARGEST_BODY_BYTES)
     assert api.post("/distillations?dry_run=1", content=fitting, headers=JSON).status_code == 200
+
+
+def test_a_client_that_sends_on_after_its_body_was_refused_can_still_read_why(api: httpx.Client) -> None:
+    size_bytes = 4 * LARGEST_BODY_BYTES
+    head = f"POST /distillations HTTP/1.1\r\nHost: localhost\r\nContent-Length: {size_bytes}\r\n\r\n"
+    with socket.create_connection((api.base_url.host, api.base_url.port), timeout=10) as client:
+        client.sendall(head.encode() + b" " * 1000)
+        time.sleep(0.3)
+        client.sendall(b" " * 1000)
+        time.sleep(0.3)
+        client.sendall(b" " * (size_bytes - 2000))
+        with client.makefile("rb") as answer:
+            assert answer.readline() == b"HTTP/1.1 413 Request Entity Too Large\r\n"
+            assert answer.read().endswith(b"}")
 
 
 @pytest.mark.parametrize(
