@@ -1,7 +1,8 @@
 """`make bench`: run the demo once, in a data folder of its own, and print what each of its phases took.
 
-One JSON object a line: name, value, unit, against, ratio, spread. `ratio` is the share of the whole demo; `spread` is
-the smallest and largest cycle, where a phase belongs to cycles. `ROWS=demo.training,...` prints some rows only.
+One JSON object a line: name, value, unit, against, ratio, spread. `ratio` is the share of the whole demo;
+`spread` is the smallest and largest cycle, where a phase belongs to cycles. `ROWS=demo.training,...` prints
+some rows only.
 """
 
 import json
@@ -30,10 +31,10 @@ def rows(report: dict[str, Any]) -> list[dict[str, Any]]:
     """Turn the demo's report into rows."""
     total_s = report["seconds"]["total"]
     by_cycle = [cycle["phase_seconds"] for cycle in report["cycles"]]
-    found = [_row("demo.total", [total_s], total_s)]
-    for phase in by_cycle[0]:
-        found.append(_row(f"demo.{phase}", [seconds[phase] for seconds in by_cycle], total_s))
-    return found
+    phases = [
+        _row(f"demo.{phase}", [seconds[phase] for seconds in by_cycle], total_s) for phase in by_cycle[0]
+    ]
+    return [_row("demo.total", [total_s], total_s), *phases]
 
 
 def _row(name: str, seconds: list[float], total_s: float) -> dict[str, Any]:

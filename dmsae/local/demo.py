@@ -59,7 +59,8 @@ def run_demo(data: Path, *, is_kept: bool, settings: Mapping[str, Any] = DEMO) -
     with _stack(folder, is_kept=is_kept) as url, Client(url, os.environ.get("DMSAE_API_KEY")) as client:
         start_s = time.monotonic() - began
         job_id = client.distillations.create(settings)["id"]
-        console.print(f"The stack answers at {url} after {start_s:.0f} s; the distillation is {job_id}.")
+        answers = f"The stack answers at {url} after {start_s:.0f} s; the distillation is {job_id}."
+        console.print(answers, soft_wrap=True, highlight=False)
         memory = PeakMemory(folder)
         try:
             job = _follow(client, job_id, console, memory)
@@ -125,11 +126,14 @@ def _show_failure(client: Client, job: Answer, console: Console) -> None:
 
 
 def _show_where(console: Console, *, folder: DataFolder, job_id: str, n_files: int, url: str | None) -> None:
-    console.print(f"Files: {n_files} under {folder.demo / job_id} (SAELens folders, cores, scores)")
-    console.print(f"Report: {folder.demo / 'report.json'}; logs: {folder.logs}")
-    if url is not None:
-        console.print(f"The stack still runs at {url}; `dmsae down --data {folder.root}` stops it.")
-    else:
-        console.print(
-            f"`dmsae up --data {folder.root}` starts the stack again, with this distillation in it."
-        )
+    then = (
+        f"The stack still runs at {url}; `dmsae down --data {folder.root}` stops it."
+        if url is not None
+        else f"`dmsae up --data {folder.root}` starts the stack again, with this distillation in it."
+    )
+    for line in (
+        f"Files: {n_files} under {folder.demo / job_id} (SAELens folders, cores, scores)",
+        f"Report: {folder.demo / 'report.json'}; logs: {folder.logs}",
+        then,
+    ):
+        console.print(line, soft_wrap=True, highlight=False)

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
@@ -55,7 +56,7 @@ def show(report: dict[str, Any], console: Console) -> None:
     """Show the cycles, the matrix of origins and the strongest latents."""
     console.print(_cycle_table(report["cycles"]))
     console.print(_origin_table(report["origins"]))
-    console.print(_core_table(report["core"][:N_STRONGEST]))
+    console.print(_core_table(report["core"][:N_STRONGEST], job_id=report["distillation_id"]))
     seconds, peak = report["seconds"]["total"], report["peak_memory_bytes"]
     console.print(f"{seconds:.0f} s in all, {peak / 2**30:.1f} GiB at most.")
 
@@ -66,6 +67,7 @@ def _cycle_of(cycle: Answer) -> dict[str, Any]:
         "index": cycle["index"],
         **{name: metrics[name] for name in SAME_NAMES},
         "truncated": metrics["is_truncated"],
+        "phase_seconds": metrics["phase_seconds"],
     }
 
 
@@ -95,8 +97,8 @@ def _download(url: str, path: Path, *, sha256: str) -> None:
 
 def _cycle_table(cycles: list[dict[str, Any]]) -> Table:
     table = Table(
-        "cycle", "candidates p_1", "core", "new", "kept", "retention", "density", "share", "EV", "CE +nats",
-        title="Cycles",
+        "cycle", "p_1", "core", "new", "kept", "retention", "density", "share", "EV", "CE",
+        title="Cycles: p_1 candidates; the core's median density; EV and CE increase (nats) of the whole SAE", box=SIMPLE,
     )  # fmt: skip
     for cycle in cycles:
         retention = "-" if cycle["retention"] is None else f"{cycle['retention']:.3f}"
@@ -113,15 +115,17 @@ def _cycle_table(cycles: list[dict[str, Any]]) -> Table:
 
 def _origin_table(matrix: list[list[int]]) -> Table:
     columns = (f"from cycle {index}" for index in range(len(matrix[0]) if matrix else 0))
-    table = Table("core after", *columns, title="Origins")
+    table = Table("core after", *columns, title="Origins", box=SIMPLE)
     for index, row in enumerate(matrix):
         table.add_row(f"cycle {index}", *map(str, row))
     return table
 
 
-def _core_table(core: list[dict[str, Any]]) -> Table:
-    table = Table("latent", "from cycle", "times selected", "share", title="Strongest core latents")
+def _core_table(core: list[dict[str, Any]], *, job_id: str) -> Table:
+    title = f"Strongest core latents of {job_id}"
+    table = Table("latent", "from cycle", "times selected", "share", title=title, box=SIMPLE)
     for latent in core:
-        values = (latent["latent_id"], latent["origin_cycle"], latent["times_selected"])
-        table.add_row(*map(str, values), f"{latent['share']:.4f}")
+        name = str(latent["latent_id"]).removeprefix(f"{job_id}.")
+        counts = (latent["origin_cycle"], latent["times_selected"])
+        table.add_row(name, *map(str, counts), f"{latent['share']:.4f}")
     return table
