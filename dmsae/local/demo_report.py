@@ -96,10 +96,9 @@ def _download(url: str, path: Path, *, sha256: str) -> None:
 
 
 def _cycle_table(cycles: list[dict[str, Any]]) -> Table:
-    table = Table(
-        "cycle", "p_1", "core", "new", "kept", "retention", "density", "share", "EV", "CE",
-        title="Cycles: p_1 candidates; the core's median density; EV and CE increase (nats) of the whole SAE", box=SIMPLE,
-    )  # fmt: skip
+    names = ("cycle", "p_1", "core", "new", "kept", "retention", "density", "share", "EV", "CE")
+    caption = "p_1: candidates; density: the core's median; EV, CE increase in nats: the whole SAE's"
+    table = Table(*names, title="Cycles", caption=caption, box=SIMPLE, padding=(0, 1, 0, 0))
     for cycle in cycles:
         retention = "-" if cycle["retention"] is None else f"{cycle['retention']:.3f}"
         numbers = (cycle["core_density"], cycle["share"], cycle["explained_variance"], cycle["ce_increase"])
