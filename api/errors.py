@@ -138,7 +138,7 @@ def _answer_http(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)  # noqa: S101 - registered for this class alone
     details = {
         400: "The body cannot be parsed: send UTF-8 JSON.",
-        404: f"There is no {shown(request.url.path)}; /docs lists what there is.",
+        404: f"There is no {shown(request.url.path)}; /openapi.json lists what there is.",
         405: f"{request.method[:20]} is not possible here.",
     }
     code = HTTP_CODES.get(error.status_code, "http_error")

@@ -43,6 +43,8 @@ def create_app(settings: Settings) -> FastAPI:
         lifespan=lifespan,
         dependencies=[Depends(refuse_unknown_query)],
         redirect_slashes=False,
+        docs_url=None,  # FastAPI's pages load their scripts from another host
+        redoc_url=None,
     )
     app.state.parts = parts
     app.add_middleware(RequestLimits)
