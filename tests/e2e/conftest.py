@@ -1,7 +1,8 @@
-"""One site for each module: its processes start once, its jobs do not mind each other."""
+"""One site for all these tests: its processes start once, its jobs do not mind each other."""
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -10,12 +11,16 @@ from tests.e2e.site import Site
 from tests.serving import fresh_database
 from tests.tiny import save_tiny_model
 
+TWIN: dict[str, Any] = {"n_cycles": 3, "seed": 11, "training": {"n_tokens": 65_536, "epochs": 3}}
+"""A distillation that trains for a second or so a cycle: long enough to be hit in the middle."""
 
-@pytest.fixture(scope="module")
+
+@pytest.fixture(scope="package")
 def site(services: RunningServices, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     folder: Path = tmp_path_factory.mktemp("site")
     model = save_tiny_model(folder / "models" / "tiny")
-    times = {f"DMSAE_{name.upper()}": str(value) for name, value in SHORT_TIMES.items()}
+    short = {**SHORT_TIMES, "heartbeat_s": 0.1, "retry_backoff_s": 0.1}
+    times = {f"DMSAE_{name.upper()}": str(value) for name, value in short.items()}
     folders = {f"DMSAE_{name.upper()}": str(folder / name) for name in ("cache_dir", "work_dir", "lock_dir")}
     with fresh_database(services) as database_url:
         env = {**services.env, "DMSAE_DATABASE_URL": database_url, **times, **folders}
@@ -26,3 +31,13 @@ def site(services: RunningServices, tmp_path_factory: pytest.TempPathFactory) ->
         finally:
             site.stop()
             assert site.trainers() == []
+
+
+@pytest.fixture(scope="package")
+def twins(site: Site) -> list[str]:
+    """Two jobs of the same settings that ran undisturbed, side by side."""
+    job_ids = [site.submit(**TWIN) for _ in range(2)]
+    for job_id in job_ids:
+        job = site.wait_until_over(job_id)
+        assert job["state"] == "succeeded", (job["error"], site.get(f"/jobs/{job_id}/logs"))
+    return job_ids

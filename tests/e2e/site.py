@@ -1,6 +1,5 @@
 """A whole site of real processes on the tests' services: one API, two workers, one sweeper, a tiny model."""
 
-import json
 import os
 import signal
 import socket
@@ -95,12 +94,6 @@ class Site:
         found: dict[str, Any] = wait_for(over, seconds=seconds, what=f"{job_id} ends")
         return found
 
-    def succeed(self, **overrides: Any) -> str:
-        job_id = self.submit(**overrides)
-        job = self.wait_until_over(job_id)
-        assert job["state"] == "succeeded", (job["error"], self.get(f"/jobs/{job_id}/logs"))
-        return job_id
-
     def download(self, job_id: str, folder: Path) -> Path:
         """Fetch every artifact through its presigned link, as `folder/<cycle>/<name>`."""
         for artifact in self.get(f"/jobs/{job_id}/artifacts")["items"]:
@@ -110,21 +103,15 @@ class Site:
             assert file.stat().st_size == artifact["size_bytes"]
         return folder
 
+    def weights(self, job_id: str) -> dict[tuple[int, str], str]:
+        """The sha256 of every stored tensor file, by cycle and name."""
+        stored = self.get(f"/jobs/{job_id}/artifacts")["items"]
+        tensors = [artifact for artifact in stored if artifact["name"].endswith(".safetensors")]
+        return {(tensor["cycle_index"], tensor["name"]): tensor["sha256"] for tensor in tensors}
+
     def trainers(self) -> list[psutil.Process]:
         """Trainers of this site that live, whoever their parent is."""
         return [p for p in psutil.process_iter() if _is_under(p, self.env["DMSAE_WORK_DIR"])]
-
-    def trainer_of(self, device: str) -> psutil.Process:
-        """Wait for the trainer that now uses a device."""
-        lock = Path(self.env["DMSAE_LOCK_DIR"]) / f"{device.replace(':', '-')}.lock"
-
-        def find() -> psutil.Process | None:
-            marks = json.loads(lock.read_text() or "{}") if lock.exists() else {}
-            pid = (marks.get("trainer") or {}).get("pid")
-            return next((p for p in self.trainers() if p.pid == pid), None)
-
-        found: psutil.Process = wait_for(find, seconds=30, what=f"a trainer on {device}")
-        return found
 
     def _is_ready(self) -> bool:
         try:

@@ -23,8 +23,8 @@ class Finished(NamedTuple):
 
 
 @pytest.fixture(scope="module")
-def finished(site: Site, tmp_path_factory: pytest.TempPathFactory) -> Finished:
-    job_id = site.succeed()
+def finished(site: Site, twins: list[str], tmp_path_factory: pytest.TempPathFactory) -> Finished:
+    job_id = twins[0]
     base = f"/distillations/{job_id}"
     cores = [site.get(f"{base}/core", cycle_index=index)["items"] for index in range(3)]
     files = site.download(job_id, tmp_path_factory.mktemp("files"))
@@ -138,21 +138,17 @@ def test_events_are_numbered_without_a_gap_and_end_with_the_job(site: Site, fini
     assert events[-1]["kind"] == "job_succeeded"
 
 
-def test_two_jobs_run_side_by_side_and_the_same_seed_gives_the_same_bits(site: Site) -> None:
-    job_ids = [site.submit(n_cycles=2, seed=5) for _ in range(2)]
-    assert [site.wait_until_over(job_id)["state"] for job_id in job_ids] == ["succeeded"] * 2
-    logs = [site.get(f"/jobs/{job_id}/logs")["items"] for job_id in job_ids]
-    assert [len(attempts) for attempts in logs] == [2, 2]
+def test_two_jobs_run_side_by_side_and_the_same_seed_gives_the_same_bits(
+    site: Site, twins: list[str]
+) -> None:
+    logs = [site.get(f"/jobs/{job_id}/logs")["items"] for job_id in twins]
+    assert [len(attempts) for attempts in logs] == [3, 3]
     (mine, theirs) = [{attempt["worker_id"] for attempt in attempts} for attempts in logs]
     spans = [(attempts[0]["opened_at"], attempts[-1]["closed_at"]) for attempts in logs]
     assert max(begun for begun, _ in spans) < min(ended for _, ended in spans)
     assert mine | theirs == {worker for worker in mine | theirs if worker.endswith(("cpu-0", "cpu-1"))}
     assert len(mine | theirs) == 2
-    stored = [site.get(f"/jobs/{job_id}/artifacts")["items"] for job_id in job_ids]
-    weights = [
-        {(a["cycle_index"], a["name"]): a["sha256"] for a in items if a["name"].endswith(".safetensors")}
-        for items in stored
-    ]
+    weights = [site.weights(job_id) for job_id in twins]
     assert weights[0] == weights[1]
     assert weights[0]
 

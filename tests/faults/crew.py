@@ -44,11 +44,11 @@ class Crew:
         arguments = celery_arguments(device, app="tests.faults.fake_worker")
         if queues is not None:
             arguments[arguments.index("-Q") + 1] = queues
-        return self._start_worker(device, arguments)
-
-    def start_real_worker(self, device: str = "cpu:0") -> subprocess.Popen[bytes]:
-        """Start a worker as users do: its trainers are real."""
-        return self._start_worker(device, ["-m", "worker", "--device", device])
+        log = self.folder / f"worker-{device.replace(':', '-')}.log"
+        begun = log.stat().st_size if log.exists() else 0
+        worker = self._start(arguments, log)
+        wait_for(lambda: b"worker_started" in log.read_bytes()[begun:], seconds=30, what="the worker starts")
+        return worker
 
     def start_sweeper(self) -> subprocess.Popen[bytes]:
         return self._start(["-m", "worker.sweeper"], self.folder / "sweeper.log")
@@ -111,13 +111,6 @@ class Crew:
     def orphans(self) -> list[int]:
         """Trainers that still live, whoever their parent is."""
         return [p.pid for p in psutil.process_iter() if _is_trainer_of(p, self.env["DMSAE_WORK_DIR"])]
-
-    def _start_worker(self, device: str, arguments: list[str]) -> subprocess.Popen[bytes]:
-        log = self.folder / f"worker-{device.replace(':', '-')}.log"
-        begun = log.stat().st_size if log.exists() else 0
-        worker = self._start(arguments, log)
-        wait_for(lambda: b"worker_started" in log.read_bytes()[begun:], seconds=30, what="the worker starts")
-        return worker
 
     def _start(self, arguments: list[str], log: Path) -> subprocess.Popen[bytes]:
         with log.open("ab") as file:
