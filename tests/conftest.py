@@ -23,15 +23,16 @@ from dmsae.service.migrating import migrate
 from dmsae.service.objects import ObjectStore
 from dmsae.service.settings import Settings
 
-WHOLE_ROOMS = ("tests/e2e", "tests/faults")
+WHOLE_ROOMS = ("tests/e2e/", "tests/faults/", "tests/integration/test_local_")
+"""Tests that share one site, watch the clock, or start whole stacks, which would want the same port."""
 TEMPLATE = "migrated"
 SHORT_TIMES = {"lease_s": 2.0, "heartbeat_s": 0.5, "sweep_s": 0.5, "idle_wake_s": 1.0}
 
 
 class RoomScheduling(LoadScopeScheduling):
-    """With `-n 2`, keeps files whole, and rooms whose tests share one site or watch the clock; in order.
+    """With `-n 2`, gives each file and each whole room to one process, in the order of their names.
 
-    The longest stand first: `e2e` and `faults`, each one process' first, wait more than they compute.
+    So `e2e` and `faults`, which take longest and wait more than they compute, begin together.
     """
 
     def _split_scope(self, nodeid: str) -> str:
