@@ -45,6 +45,7 @@ def metrics_record(run: CycleRun, results: Results, clock: Clock) -> dict[str, A
         "cycle_index": run.spec.cycle_index,
         **results.selection.to_metrics(),
         **results.evaluation.to_metrics(),
+        "identity_lost": lineage_record(results.selection, results.evaluation.drift)["identity_lost"],
         "ablation": results.ablation.to_metrics(),
         "attribution_loss": results.attribution.loss,
         "rms": survey.scale.rms,

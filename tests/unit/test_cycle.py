@@ -113,6 +113,7 @@ def test_metrics_hold_what_the_contract_names(chain):
         metrics = read(chain / str(index) / "metrics.json")
         assert set(NAMED_METRICS.split()) <= set(metrics)
         assert metrics["n_tokens"] == 16_384
+        assert metrics["identity_lost"] is read(chain / str(index) / "lineage.json")["identity_lost"]
         assert set(metrics["phase_seconds"]) == {
             "loading",
             "harvesting",
