@@ -38,6 +38,6 @@ def twins(site: Site) -> list[str]:
     """Two jobs of the same settings that ran undisturbed, side by side."""
     job_ids = [site.submit(**TWIN) for _ in range(2)]
     for job_id in job_ids:
-        job = site.wait_until_over(job_id)
+        job = site.wait_until_over(job_id, seconds=240)
         assert job["state"] == "succeeded", (job["error"], site.get(f"/jobs/{job_id}/logs"))
     return job_ids
