@@ -82,11 +82,7 @@ def describe_numbers(job: Answer) -> str:
     if latest.get("n_tokens") is not None:
         total = latest.get("n_tokens_total")
         shown.append(f"tokens {latest['n_tokens']:,}" + (f"/{total:,}" if total else ""))
-    for name, label, form in (
-        ("loss", "loss", ".4g"),
-        ("l0", "L0", ".1f"),
-        ("explained_variance", "EV", ".3f"),
-    ):
+    for name, label, form in NUMBERS:
         if latest.get(name) is not None:
             shown.append(f"{label} {latest[name]:{form}}")
     if progress["time_left_s"] is not None:
