@@ -82,7 +82,7 @@ def test_two_transactions_in_a_deadlock_both_succeed(database: Database) -> None
         n_tries[me] += 1
         for place, owner in enumerate((owners[me], owners[1 - me])):
             session.execute(update(Owner).where(Owner.id == owner).values(name=f"{me}.{place}"))
-            if place == 0 and n_tries == [1, 1]:
+            if place == 0 and n_tries[me] == 1:
                 both_hold_one.wait()
 
     threads = [
