@@ -15,6 +15,7 @@ import pytest
 from xdist.remote import Producer
 from xdist.scheduler import LoadScopeScheduling
 
+from dmsae.errors import Unavailable
 from dmsae.local.passwords import generate_passwords
 from dmsae.local.processes import Child
 from dmsae.local.services import Services, choose_ports, services_in, start_service
@@ -26,6 +27,7 @@ from dmsae.service.settings import Settings
 WHOLE_ROOMS = ("tests/e2e/", "tests/faults/", "tests/integration/test_local_")
 """Tests that share one site, watch the clock, or start whole stacks, which would want the same port."""
 TEMPLATE = "migrated"
+N_PORT_TRIES = 5
 SHORT_TIMES = {"lease_s": 2.0, "heartbeat_s": 0.5, "sweep_s": 0.5, "idle_wake_s": 1.0}
 
 
@@ -65,11 +67,9 @@ class RunningServices:
 @pytest.fixture(scope="session")
 def services(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServices]:
     """All three services, migrated template database and bucket included."""
-    folder: Path = tmp_path_factory.mktemp("services")
-    parts = services_in(folder, logs=folder, numbers=choose_ports({}), passwords=generate_passwords())
     children: list[Child] = []
+    parts = start_services(tmp_path_factory, children)
     try:
-        children += [start_service(part) for part in (parts.postgres, parts.valkey, parts.s3)]
         running = RunningServices(parts, parts.env(), *children)
         parts.postgres.ensure_database(TEMPLATE)
         migrate(parts.postgres.url(TEMPLATE))
@@ -83,6 +83,23 @@ def services(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServic
             child.stop()
         parts.s3.remove_sockets()
         assert not any(child.is_alive() for child in children)
+
+
+def start_services(tmp_path_factory: pytest.TempPathFactory, children: list[Child]) -> Services:
+    """Start all three; where another process takes a chosen port meanwhile, choose again."""
+    for n_tried in range(1, N_PORT_TRIES + 1):
+        folder: Path = tmp_path_factory.mktemp("services")
+        parts = services_in(folder, logs=folder, numbers=choose_ports({}), passwords=generate_passwords())
+        try:
+            children.extend(start_service(part) for part in (parts.postgres, parts.valkey, parts.s3))
+        except Unavailable:
+            while children:
+                children.pop().stop()
+            if n_tried == N_PORT_TRIES:
+                raise
+        else:
+            return parts
+    raise AssertionError("unreachable: the last try returns or raises")
 
 
 @pytest.fixture

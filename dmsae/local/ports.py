@@ -1,5 +1,6 @@
 """Which loopback ports are free, and who holds one that is not."""
 
+import secrets
 import socket
 from collections.abc import Collection, Mapping
 from contextlib import ExitStack, suppress
@@ -10,6 +11,8 @@ LOOPBACK = "127.0.0.1"
 PAIR_OFFSET = 10_000
 """Where SeaweedFS' parts look for each other's gRPC port, whatever they are told."""
 HIGHEST = 65_535
+CHOSEN_FROM = range(10_240, 22_528)
+"""With their pairs below every usual range from which connections draw their own ports (Linux: 32,768)."""
 
 
 def is_free(port: int) -> bool:
@@ -38,7 +41,7 @@ def choose(
                 chosen[name] = remembered[name]
         for name in names:
             while name not in chosen:
-                port = _any_port()
+                port = secrets.choice(CHOSEN_FROM)
                 if _take_with_pair(port, held, is_paired=name in paired):
                     chosen[name] = port
     return chosen
@@ -56,12 +59,6 @@ def holder(port: int) -> str | None:
             with suppress(psutil.Error):
                 return f"{psutil.Process(connection.pid).name()}, pid {connection.pid}"
     return None
-
-
-def _any_port() -> int:
-    with socket.socket() as probe:
-        probe.bind((LOOPBACK, 0))
-        return int(probe.getsockname()[1])
 
 
 def _take_with_pair(port: int, held: ExitStack, *, is_paired: bool) -> bool:
