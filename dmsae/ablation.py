@@ -135,7 +135,7 @@ def _ablated_rows(
 
 
 def _losses(batch: ContextBatch, run_upper: RunUpper) -> Float64[Tensor, " n"]:
-    return row_losses(run_upper(batch.resid, batch.is_token), batch, is_counted(batch))
+    return row_losses(run_upper(batch, batch.resid), batch, is_counted(batch))
 
 
 def _rank_correlation(changes: list[float], scores: list[float]) -> float | None:

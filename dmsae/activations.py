@@ -29,7 +29,8 @@ class ContextBatch(NamedTuple):
     input_ids: Int[Tensor, "n t"]
     is_token: Bool[Tensor, "n t"]
     """False at padding."""
-    document_index: Int[Tensor, " n"]
+    document_index: Int[Tensor, "n t"]
+    """Place of each position's document within its part; any value at padding."""
     resid: Float[Tensor, "n t d_model"]
     """float32, raw units, at all positions; meaningless at padding."""
     is_kept: Bool[Tensor, "n t"]

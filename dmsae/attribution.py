@@ -114,7 +114,7 @@ def _read(
     with torch.enable_grad():
         x_hat.requires_grad_()
         value = x_hat + (x - x_hat).detach() if error_term == "add" else x_hat
-        loss = row_losses(run_upper(splice(batch, value), batch.is_token), batch, counted).sum()
+        loss = row_losses(run_upper(batch, splice(batch, value)), batch, counted).sum()
         (gradient,) = torch.autograd.grad(loss, x_hat)
     acts = acts[:, :n_candidates]
     attributions = rms * acts * (gradient @ sae.W_dec[:n_candidates].T)
@@ -126,7 +126,7 @@ def _firings(
     acts: Float[Tensor, "n_kept n_candidates"],
     attributions: Float[Tensor, "n_kept n_candidates"],
 ) -> Firings:
-    documents = batch.document_index[:, None].expand_as(batch.is_kept)[batch.is_kept]
+    documents = batch.document_index[batch.is_kept]
     token, candidate = (acts > 0).nonzero(as_tuple=True)
     values = attributions[token, candidate], acts[token, candidate]
     return Firings(candidate, documents[token], *values, documents=documents)

@@ -4,13 +4,14 @@ Settings are refused here, before anything is queued, with field, value and rule
 (whether the model exists, how long the text is) is checked by the trainer. Presets are plain overrides.
 """
 
+import hashlib
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
-SPEC_VERSION = 1
-"""Version of `CycleSpec`; a worker never claims a newer one than its own."""
+SPEC_VERSION = 2
+"""Version of `CycleSpec`; a worker never claims a newer one than its own, and still reads every older one."""
 
 SPLIT_SALT = "dmsae-split-6"
 """Salt of the document hash that assigns documents to parts, the same for every seed and job.
@@ -51,7 +52,29 @@ class LocalModel(Section):
     """Absolute path of a folder in transformers' format (safetensors) or of one GGUF file."""
 
 
-ModelSource = Annotated[BuiltinModel | LocalModel, Field(discriminator="source")]
+HubId = Annotated[
+    str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)?$", max_length=200)
+]
+"""Name of a repository on the Hugging Face Hub, `owner/name`."""
+
+HubRevision = Annotated[str, Field(pattern=r"^[0-9a-f]{40}$")]
+"""Full hash of a commit: a branch would mean other bits tomorrow."""
+
+
+class HubModel(Section):
+    """A model of the Hugging Face Hub; gated ones need `HF_TOKEN` on the worker."""
+
+    source: Literal["hub"]
+    id: HubId
+    """Repository, such as `google/gemma-2-2b`; only its config, tokenizer and safetensors are read."""
+    revision: HubRevision
+    """Commit hash, all 40 digits of it."""
+
+
+ModelSource = Annotated[BuiltinModel | LocalModel | HubModel, Field(discriminator="source")]
+
+AbsolutePath = Annotated[str, Field(min_length=1, max_length=4096)]
+Column = Annotated[str, Field(min_length=1, max_length=200)]
 
 
 class BuiltinText(Section):
@@ -62,12 +85,87 @@ class BuiltinText(Section):
     """The language reference of `pydoc_data.topics`, cut into passages of about 2,000 characters."""
 
 
+class FileText(Section):
+    """Text files on the worker's disk, under its allowed roots."""
+
+    source: Literal["files"]
+    paths: list[AbsolutePath] = Field(min_length=1, max_length=1000)
+    """Absolute paths or globs (`**` too) of .txt, .jsonl or .parquet, each also with .gz or .zst behind it.
+
+    A .txt is cut at blank lines into passages of about 2,000 characters; a row of the others is a document.
+    """
+    column: Column = "text"
+    """Where a row of .jsonl or .parquet holds its text."""
+
+
+class HubText(Section):
+    """Text files of a dataset of the Hugging Face Hub, streamed; gated ones need `HF_TOKEN` on the worker."""
+
+    source: Literal["hub"]
+    id: HubId
+    """Repository, such as `monology/pile-uncopyrighted`."""
+    revision: HubRevision
+    """Commit hash, all 40 digits of it."""
+    files: list[Annotated[str, Field(min_length=1, max_length=1000)]] = Field(min_length=1, max_length=1000)
+    """Paths or globs within the repository, such as `data/train-*.parquet`; same kinds as for `files`."""
+    column: Column = "text"
+    """Where a row of .jsonl or .parquet holds its text."""
+
+
+class StoredObject(Section):
+    """One object of the service's bucket."""
+
+    key: str = Field(min_length=1, max_length=1024)
+    """Its key, as `POST /uploads` gave it."""
+    etag: str | None = Field(None, max_length=200)
+    """Which bytes: filled in by the service, so that later cycles read the same ones."""
+    size_bytes: int | None = Field(None, ge=0)
+    """Filled in by the service."""
+
+    @property
+    def file_name(self) -> str:
+        """Name under which a worker keeps the object, the same for the same bytes."""
+        digest = hashlib.sha256(f"{self.key}\n{self.etag}".encode()).hexdigest()
+        return f"{digest[:32]}-{self.key.rsplit('/', 1)[-1][-100:]}"
+
+
+class ObjectText(Section):
+    """Text files that were uploaded into the service's own bucket."""
+
+    source: Literal["objects"]
+    objects: list[StoredObject] = Field(min_length=1, max_length=1000)
+    """The files, in order; same kinds as for `files`."""
+    column: Column = "text"
+    """Where a row of .jsonl or .parquet holds its text."""
+
+
+class StoredActivations(Section):
+    """Activations that somebody harvested already, on the worker's disk, under its allowed roots.
+
+    Each .safetensors shard holds `activations` (rows, tokens, d_model), `token_ids` (rows, tokens; -1 is
+    padding) and `document_ids` (rows, or rows, tokens). A row is one context of `data.context_length` tokens
+    as the model read it. Attribution and evaluation run the model itself over the token ids.
+    """
+
+    source: Literal["activations"]
+    paths: list[AbsolutePath] = Field(min_length=1, max_length=1000)
+    """Absolute paths or globs of .safetensors shards."""
+
+
+TextSource = Annotated[
+    BuiltinText | FileText | HubText | ObjectText | StoredActivations, Field(discriminator="source")
+]
+
+
 class DataConfig(Section):
     """Which text, and how it becomes contexts."""
 
-    text: BuiltinText
-    context_length: int = Field(128, ge=2, le=1_000_000)
+    text: TextSource
+    context_length: int = Field(128, ge=1, le=1_000_000)
     """Tokens of one context, a BOS included. Ours."""
+    packing: Literal["document", "packed"] = "document"
+    """`document`: no context joins two documents, the last of each is padded. `packed`: documents follow each
+    other without padding, divided by BOS with `prepend_bos`, else by the tokenizer's EOS if it has one."""
     prepend_bos: bool = False
     """Put the tokenizer's BOS before every context; it is never trained on. SAEBench: true for Gemma-2."""
     split: list[float] = [0.9, 0.05, 0.05]
@@ -89,25 +187,21 @@ class ActivationConfig(Section):
     """Which activations of the model are taken, and which tokens are dropped."""
 
     layer: int = Field(ge=0, le=10_000)
-    """Residual stream after decoder layer L, counted from 0 (`model.layers.L`)."""
+    """Decoder layer L, counted from 0."""
     hook: Literal["resid_post", "mlp_out", "attn_out"] = "resid_post"
-    """Hook point; only `resid_post` for now."""
+    """Hook point of that layer: the residual stream after it, or what its MLP or attention adds to it."""
     model_dtype: Literal["float32", "bfloat16"] = "float32"
-    """Type of the model's weights; only float32 for now."""
+    """Type of the model's weights and of its arithmetic; the SAE is always float32."""
+    attention: Literal["auto", "eager", "sdpa"] = "auto"
+    """Attention code; `auto` takes sdpa unless the model caps its attention logits, which sdpa would lose."""
+    special_ids: list[Annotated[int, Field(ge=0)]] | None = Field(None, max_length=10_000)
+    """Token ids that are dropped wherever they stand; null: all that the tokenizer calls special."""
     model_batch_contexts: int = Field(16, ge=1, le=65_536)
     """Contexts of one forward pass. Ours."""
     max_norm_multiple: float | None = Field(10.0, gt=0)
     """Drop tokens whose norm exceeds this multiple of the median norm; null keeps all (METHOD 3)."""
     shuffle_window_contexts: int = Field(256, ge=256)
     """Tokens are permuted within windows of this many contexts (METHOD 3)."""
-
-    @model_validator(mode="after")
-    def _check(self) -> Self:
-        if self.hook != "resid_post":
-            raise _not_yet("hook", self.hook, "use resid_post")
-        if self.model_dtype != "float32":
-            raise _not_yet("model_dtype", self.model_dtype, "use float32")
-        return self
 
 
 class SaeConfig(Section):
@@ -120,7 +214,9 @@ class SaeConfig(Section):
     block_widths: list[Annotated[int, Field(ge=1)]] = Field(min_length=1, max_length=64)
     """m_1 < ... < m_(G-1): non-core latents in each prefix, cumulative, without N."""
     core_sparsity: Literal["batch_topk", "exempt"] = "batch_topk"
-    """Whether the core competes for the budget like every latent (METHOD 4); only `batch_topk` for now."""
+    """Whether the core competes for the budget like every latent, or is exempt from it (METHOD 4)."""
+    noncore_budget: Literal["dynamic", "fixed"] = "dynamic"
+    """Budget of the non-core beside an exempt core: what k leaves, at least k/4, or k (METHOD 4)."""
     core_norm: Literal["keep", "unit"] = "keep"
     """Norms of the core's frozen encoder vectors (METHOD 2)."""
     core_decoder: Literal["transpose", "random"] = "transpose"
@@ -134,8 +230,6 @@ class SaeConfig(Section):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        if self.core_sparsity != "batch_topk":
-            raise _not_yet("core_sparsity", self.core_sparsity, "use batch_topk")
         if self.k > self.n_latents:
             raise _refuse("k", self.k, f"must be at most n_latents = {self.n_latents}")
         for i, (narrow, wide) in enumerate(zip(self.block_widths, self.block_widths[1:], strict=False)):
@@ -222,7 +316,7 @@ class DistillationConfig(Section):
     chains: int = Field(1, ge=1, le=64)
     """Distillations under as many seeds; only 1 for now."""
     device: Literal["cpu", "cuda"] = "cpu"
-    """Resource class that runs the cycles; only cpu for now."""
+    """Resource class that runs the cycles."""
     n_threads: int = Field(2, ge=1, le=256)
     """CPU threads of the trainer: part of the spec, since sums depend on it."""
     time_limit_s: int | None = Field(None, ge=1)
@@ -252,8 +346,6 @@ class DistillationConfig(Section):
     def _check(self) -> Self:
         if self.chains != 1:
             raise _not_yet("chains", self.chains, "submit one distillation for each seed")
-        if self.device != "cpu":
-            raise _not_yet("device", self.device, "use cpu")
         widest, n_latents = self.sae.block_widths[-1], self.sae.n_latents
         if self.max_core < 1 or self.max_core + widest >= n_latents:
             raise _refuse(
@@ -261,10 +353,11 @@ class DistillationConfig(Section):
                 self.max_core,
                 f"max_core + the widest block ({widest}) must be below n_latents = {n_latents}",
             )
-        if self.data.prepend_bos and self.data.context_length < 3:
-            raise _refuse(
-                "data.context_length", self.data.context_length, "must be at least 3 with prepend_bos"
-            )
+        shortest = 3 if self.data.prepend_bos else 2
+        if self.data.context_length < shortest:
+            with_bos = ", a BOS, a token and the next one" if self.data.prepend_bos else ""
+            rule = f"must be at least {shortest}{with_bos}"
+            raise _refuse("data.context_length", self.data.context_length, rule)
         return self
 
 
@@ -279,8 +372,8 @@ class CycleSpec(Section):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        if self.spec_version != SPEC_VERSION:
-            raise _refuse("spec_version", self.spec_version, f"this code reads version {SPEC_VERSION} only")
+        if not 1 <= self.spec_version <= SPEC_VERSION:
+            raise _refuse("spec_version", self.spec_version, f"this code reads versions 1 to {SPEC_VERSION}")
         return self
 
 
@@ -295,6 +388,29 @@ PRESETS: dict[str, dict[str, Any]] = {
         "attribution": {"n_tokens": 8192, "ablation_tokens": 512, "ablation_latents": 16},
         "selection": {"max_core": 240},
         "evaluation": {"n_tokens": 2048},
+    },
+    "gemma-2-2b-l12": {
+        "n_cycles": 8,
+        "device": "cuda",
+        "model": {
+            "source": "hub",
+            "id": "google/gemma-2-2b",
+            "revision": "c5ebcd40d208330abc697524c919956e692655cf",
+        },
+        "data": {
+            "text": {
+                "source": "hub",
+                "id": "monology/pile-uncopyrighted",
+                "revision": "3be90335b66f24456a5d6659d9c8d208c0357119",
+                "files": ["train/*.jsonl.zst"],
+            },
+            "context_length": 1024,
+            "packing": "packed",
+            "prepend_bos": True,
+        },
+        "activations": {"layer": 12, "model_dtype": "bfloat16"},
+        "sae": {"n_latents": 65_536, "k": 320, "block_widths": [2048, 6144, 14_336, 30_720]},
+        "training": {"n_tokens": 500_000_000, "batch_tokens": 2048, "lr": 3e-4},
     },
 }
 """Named overrides, all ours (METHOD, Presets)."""

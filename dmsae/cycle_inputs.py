@@ -60,7 +60,7 @@ class CycleRun:
     @property
     def run_upper(self) -> RunUpper:
         """The layers after the hook; rows are padded on the right, so no mask is needed."""
-        return lambda resid, _is_token: run_upper(self.loaded, resid, layer=self.config.activations.layer)
+        return lambda _batch, resid: run_upper(self.loaded, resid, layer=self.config.activations.layer)
 
 
 class Harvest(NamedTuple):

@@ -231,7 +231,7 @@ class _Losses:
         self.n_losses += len(targets)
 
         def log_probs(resid: Float[Tensor, "n t d_model"]) -> Float[Tensor, "n_counted vocab"]:
-            return run_upper(resid, batch.is_token)[counted].log_softmax(dim=-1)
+            return run_upper(batch, resid)[counted].log_softmax(dim=-1)
 
         clean = log_probs(batch.resid)
         self._add_ce("clean", clean, targets)

@@ -13,8 +13,8 @@ from torch.nn.functional import cross_entropy
 
 from dmsae.activations import ContextBatch
 
-RunUpper = Callable[[Float[Tensor, "n t d_model"], Bool[Tensor, "n t"]], Float[Tensor, "n t vocab"]]
-"""Runs the layers after L: raw residual stream and is_token to logits, differentiable in the first."""
+RunUpper = Callable[[ContextBatch, Float[Tensor, "n t d_model"]], Float[Tensor, "n t vocab"]]
+"""Runs on from the hook: a batch and the activations that stand there instead to logits, differentiable."""
 
 UPPER_POSITIONS = 1024
 """Positions of one pass through the upper layers; bounds memory, since each has a logit for every word."""
@@ -46,9 +46,10 @@ def split_rows(batches: Iterable[ContextBatch], n_positions: int = UPPER_POSITIO
 
 
 def is_counted(batch: ContextBatch) -> Bool[Tensor, "n t"]:
-    """Mark the positions whose next-token loss counts: a kept input token with a token after it."""
+    """Mark the positions whose next-token loss counts: a kept input token, then one of its document."""
     counted = torch.zeros_like(batch.is_kept)
-    counted[:, :-1] = batch.is_kept[:, :-1] & batch.is_token[:, 1:]
+    goes_on = batch.document_index[:, :-1] == batch.document_index[:, 1:]
+    counted[:, :-1] = batch.is_kept[:, :-1] & batch.is_token[:, 1:] & goes_on
     return counted
 
 

@@ -44,8 +44,8 @@ class Contexts(NamedTuple):
     """int64; what stands at padding is a valid id without a meaning."""
     is_token: Bool[Tensor, "n t"]
     """False at padding."""
-    document_index: Int[Tensor, "n"]
-    """int64: place of the row's document within its part."""
+    document_index: Int[Tensor, "n t"]
+    """int64: place of each position's document within its part; any value at padding."""
     n_documents: int
     """Documents of the part."""
     n_skipped: int
@@ -119,7 +119,8 @@ def build_contexts(
             rows.append(prefix + window)
             document_index.append(index)
     input_ids, is_token = _pad(rows, config.context_length)
-    return Contexts(input_ids, is_token, torch.tensor(document_index).long(), len(documents), n_skipped)
+    documents_of_rows = torch.tensor(document_index).long()[:, None].expand(input_ids.shape)
+    return Contexts(input_ids, is_token, documents_of_rows, len(documents), n_skipped)
 
 
 def check_ids(contexts: Contexts, *, vocab_size: int) -> None:

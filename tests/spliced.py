@@ -23,8 +23,8 @@ class CutModel:
     def __init__(self, dtype: torch.dtype = torch.float32) -> None:
         self._loaded: Any = SimpleNamespace(model=tiny_llama().to(dtype).eval().requires_grad_(False))
 
-    def __call__(self, resid: Tensor, is_token: Tensor) -> Tensor:
-        assert is_token.shape == resid.shape[:2]
+    def __call__(self, batch: ContextBatch, resid: Tensor) -> Tensor:
+        assert batch.is_token.shape == resid.shape[:2]
         return run_upper(self._loaded, resid, layer=LAYER)
 
     def contexts(self, lengths: list[int], *, n_columns: int = 0, seed: int = 0) -> ContextBatch:
@@ -35,7 +35,7 @@ class CutModel:
         is_token = torch.arange(n_columns) < torch.tensor(lengths)[:, None]
         is_kept = is_token.clone()
         is_kept[:, 0] = False
-        document_index = torch.arange(len(lengths)) // 2
+        document_index = (torch.arange(len(lengths)) // 2)[:, None].expand(is_token.shape)
         resid = run_lower(self._loaded, input_ids, layer=LAYER)
         return ContextBatch(input_ids, is_token, document_index, resid, is_kept)
 
@@ -53,7 +53,7 @@ def pad(batch: ContextBatch, n_columns: int) -> ContextBatch:
     return ContextBatch(
         torch.cat([batch.input_ids, torch.full((n, n_columns), 7)], dim=1),
         torch.cat([batch.is_token, torch.zeros(n, n_columns, dtype=torch.bool)], dim=1),
-        batch.document_index,
+        torch.cat([batch.document_index, batch.document_index[:, -1:].expand(n, n_columns)], dim=1),
         torch.cat([batch.resid, torch.full((n, n_columns, D_MODEL), 50.0)], dim=1),
         torch.cat([batch.is_kept, torch.zeros(n, n_columns, dtype=torch.bool)], dim=1),
     )

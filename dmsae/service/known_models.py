@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dmsae.config import BUILTIN_MODELS, BuiltinModel, LocalModel
-from dmsae.errors import FieldProblem, InvalidConfig
+from dmsae.config import BUILTIN_MODELS, BuiltinModel, HubModel, ModelSource
+from dmsae.service.allowed_paths import allowed_path, is_under
 
 LARGEST_CONFIG_BYTES = 1 << 20
 
@@ -29,7 +29,7 @@ class ModelFacts:
     n_parameters: int | None = None
 
 
-def find_facts(model: BuiltinModel | LocalModel, allowed_roots: Sequence[Path]) -> ModelFacts:
+def find_facts(model: ModelSource, allowed_roots: Sequence[Path]) -> ModelFacts:
     """Give what is known of a model.
 
     Raises:
@@ -37,7 +37,9 @@ def find_facts(model: BuiltinModel | LocalModel, allowed_roots: Sequence[Path]) 
     """
     if isinstance(model, BuiltinModel):
         return ModelFacts(model.name, **BUILTIN_MODELS[model.name])
-    folder = allowed_path(model.path, allowed_roots)
+    if isinstance(model, HubModel):
+        return ModelFacts(model.id)
+    folder = allowed_path(model.path, allowed_roots, param="model.path")
     config = _read_config(folder / "config.json", allowed_roots)
     sizes = {
         "n_layers": _size(config, "num_hidden_layers"),
@@ -48,32 +50,11 @@ def find_facts(model: BuiltinModel | LocalModel, allowed_roots: Sequence[Path]) 
     return ModelFacts(folder.name, **sizes, n_parameters=_count_parameters(config))
 
 
-def allowed_path(path: str, allowed_roots: Sequence[Path]) -> Path:
-    """Resolve a path, symbolic links followed, and give it if it lies under an allowed root.
-
-    Raises:
-        InvalidConfig: it does not, or is no absolute path without `..`.
-    """
-    problem = None
-    if "\0" in path or not os.path.isabs(path) or ".." in Path(path).parts:
-        problem = "must be an absolute path without '..'"
-    elif not _is_under(os.path.realpath(path), allowed_roots):
-        named = ", ".join(map(str, allowed_roots)) or "none; set DMSAE_ALLOWED_ROOTS"
-        problem = f"must lie under an allowed root, links followed (allowed: {named})"
-    if problem is not None:
-        raise InvalidConfig([FieldProblem("model.path", path[:200], problem, "path_not_allowed")])
-    return Path(os.path.realpath(path))
-
-
-def _is_under(path: str, allowed_roots: Sequence[Path]) -> bool:
-    return any(Path(path).is_relative_to(os.path.realpath(root)) for root in allowed_roots)
-
-
 def _read_config(path: Path, allowed_roots: Sequence[Path]) -> dict[str, Any]:
     """Read a small JSON file, or give nothing: a link that leads out of the roots is not followed."""
     real = os.path.realpath(path)
     try:
-        if not _is_under(real, allowed_roots) or not stat.S_ISREG(os.stat(real).st_mode):
+        if not is_under(real, allowed_roots) or not stat.S_ISREG(os.stat(real).st_mode):
             return {}
         with open(real, "rb") as file:
             content = file.read(LARGEST_CONFIG_BYTES + 1)

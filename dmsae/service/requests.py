@@ -25,8 +25,8 @@ from dmsae.errors import FieldProblem, InvalidConfig
 
 MOST_PROBLEMS = 50
 LONGEST_SHOWN = 200
-LATER_SOURCES = ("hub", "files", "texts", "activations", "huggingface")
-"""Tags of models and texts that later versions read."""
+UNIONS = (["model"], ["data", "text"])
+"""Settings that are one of several kinds, told apart by their `source`."""
 
 
 def _no_nul(text: str) -> str:
@@ -145,9 +145,7 @@ def validate_config(settings: Mapping[str, Any]) -> DistillationConfig:
 
 def field_problems(errors: Sequence[Any]) -> list[FieldProblem]:
     """Translate pydantic's error list: where, what was given, which rule."""
-    problems = [_problem(error) for error in errors[:MOST_PROBLEMS]]
-    later = [problem.param for problem in problems if problem.code == "not_yet_supported"]
-    return [problem for problem in problems if not _is_beside(problem, later)]
+    return [_problem(error) for error in errors[:MOST_PROBLEMS]]
 
 
 def shown(value: Any) -> Any:
@@ -186,34 +184,17 @@ def _problem(error: Mapping[str, Any]) -> FieldProblem:
     if kind in ("extra_forbidden", "invalid_key"):
         return FieldProblem(param, shown(value), "there is no such field", "unknown_field")
     if kind == "union_tag_not_found":
-        return FieldProblem(f"{param}.source", None, "is required: builtin or local", "missing_field")
-    tag = _source_tag(error)
-    if tag in LATER_SOURCES:
-        rule = f"not yet supported; use {context.get('expected_tags') or context.get('expected')}"
-        return FieldProblem(f"{param.removesuffix('.source')}.source", tag, rule, "not_yet_supported")
+        return FieldProblem(
+            f"{param}.source", None, "is required: it says which kind this is", "missing_field"
+        )
     rule = error["msg"].replace("Input should", "must")
     return FieldProblem(param, shown(value), rule[:LONGEST_SHOWN])
 
 
-def _source_tag(error: Mapping[str, Any]) -> Any:
-    """Give the tag of a model or text that was refused, if it is about that."""
-    if error["type"] == "union_tag_invalid":
-        return error.get("ctx", {}).get("tag")
-    if error["type"] == "literal_error" and error["loc"][-1] == "source":
-        value = error.get("input")
-        return value if isinstance(value, str) else None
-    return None
-
-
-def _is_beside(problem: FieldProblem, later: list[str]) -> bool:
-    """Whether a problem only repeats that a whole source is not yet supported."""
-    parents = [param.removesuffix("source") for param in later]
-    return problem.param not in later and any(problem.param.startswith(parent) for parent in parents)
-
-
 def _param(loc: Sequence[str | int]) -> str:
     parts = [str(part) for part in loc]
-    if len(parts) > 2 and parts[0] == "model":
-        del parts[1]  # pydantic names the union's tag, which is no field
+    for section in UNIONS:
+        if parts[: len(section)] == section and len(parts) > len(section) + 1:
+            del parts[len(section)]  # pydantic names the union's tag, which is no field
     joined = ".".join(part[:LONGEST_SHOWN] for part in parts)[: 2 * LONGEST_SHOWN]
     return joined.encode("utf-8", "replace").decode()

@@ -11,6 +11,7 @@ from sqlalchemy.orm import Session
 
 from dmsae.config import SPEC_VERSION, DistillationConfig
 from dmsae.errors import FieldProblem, InvalidConfig
+from dmsae.service.allowed_paths import check_text_paths
 from dmsae.service.database import wake_after_commit
 from dmsae.service.events import append_event
 from dmsae.service.ids import new_id
@@ -34,6 +35,7 @@ def resolve(
     """
     config = validate_config(merge_preset(request))
     facts = find_facts(config.model, allowed_roots)
+    check_text_paths(config.data.text, allowed_roots)
     problems = [*_check_model(config, facts), *_check_tokens(config)]
     if problems:
         raise InvalidConfig(problems)

@@ -40,7 +40,7 @@ def total_loss(batch: ContextBatch, model: CutModel, sae: MatryoshkaSae, *, with
     if without is not None:
         acts[..., without] = 0
     x_hat = RMS * sae.decode(acts, sae.prefix_widths[0])
-    logits = model(torch.where(batch.is_kept[..., None], x_hat, batch.resid), batch.is_token)
+    logits = model(batch, torch.where(batch.is_kept[..., None], x_hat, batch.resid))
     counted = batch.is_kept[:, :-1] & batch.is_token[:, 1:]
     losses = cross_entropy(logits[:, :-1][counted], batch.input_ids[:, 1:][counted], reduction="none")
     return losses.double().sum().item()
@@ -65,9 +65,9 @@ def test_only_contexts_in_which_the_latent_fires_are_run_again(model, batch):
     n_firing_contexts = (kept_acts > 0).any(dim=1).sum(dim=0)[: sae.prefix_widths[0]]
     latent = int(torch.where(n_firing_contexts == 0, 99, n_firing_contexts).argmin())
 
-    def counting(resid: Tensor, is_token: Tensor) -> Tensor:
+    def counting(batch: ContextBatch, resid: Tensor) -> Tensor:
         seen.append(len(resid))
-        return model(resid, is_token)
+        return model(batch, resid)
 
     measure_ablations([batch], counting, sae, rms=RMS, latents=torch.tensor([latent]))
     n_firing = int(n_firing_contexts[latent])

@@ -43,7 +43,7 @@ def brute_force(batch: ContextBatch, model: CutModel, sae: MatryoshkaSae, *, rms
     n_candidates = sae.prefix_widths[0]
     acts = sae.encode(batch.resid / rms)[..., :n_candidates].requires_grad_()
     x_hat = rms * (sae.b_dec + acts @ sae.W_dec[:n_candidates])
-    logits = model(torch.where(batch.is_kept[..., None], x_hat, batch.resid), batch.is_token)
+    logits = model(batch, torch.where(batch.is_kept[..., None], x_hat, batch.resid))
     loss = torch.zeros((), dtype=logits.dtype)
     for row in range(len(logits)):
         for t in range(logits.shape[1] - 1):
@@ -123,7 +123,7 @@ def test_losses_count_only_where_a_kept_token_has_a_next_one(model, batch):
 
 
 def test_with_the_error_term_the_model_sees_its_own_activations(model, batch):
-    logits = model(batch.resid, batch.is_token)
+    logits = model(batch, batch.resid)
     counted = batch.is_kept[:, :-1] & batch.is_token[:, 1:]
     clean = cross_entropy(logits[:, :-1][counted], batch.input_ids[:, 1:][counted]).item()
     with_error = run([batch], model, random_sae(), error_term="add")

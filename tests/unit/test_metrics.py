@@ -56,7 +56,7 @@ def identity_sae() -> MatryoshkaSae:
 
 
 def counted_ce(model: CutModel, batch: ContextBatch, resid: Tensor) -> float:
-    logits, losses = model(resid, batch.is_token), []
+    logits, losses = model(batch, resid), []
     for row, length in enumerate(batch.is_token.sum(dim=1).tolist()):
         losses += [
             cross_entropy(logits[row, t], batch.input_ids[row, t + 1]).item()
@@ -116,7 +116,7 @@ def test_every_cross_entropy_equals_its_slow_twin(model, batch):
         spliced = kept_replaced(batch, rms * sae.decode(acts, width))
         assert found.ce[g] == pytest.approx(counted_ce(model, batch, spliced), rel=1e-5)
         counted = batch.is_kept[:, :-1] & batch.is_token[:, 1:]
-        p, q = (model(r, batch.is_token)[:, :-1][counted].log_softmax(-1) for r in (batch.resid, spliced))
+        p, q = (model(batch, r)[:, :-1][counted].log_softmax(-1) for r in (batch.resid, spliced))
         assert found.kl[g] == pytest.approx((p.exp() * (p - q)).sum(dim=1).mean().item(), rel=1e-4)
     zeros = torch.zeros_like(batch.resid)
     assert found.ce_zero_all == pytest.approx(counted_ce(model, batch, zeros), rel=1e-5)
@@ -133,7 +133,9 @@ def test_figures_of_a_hand_made_case():
     """Two dimensions, four tokens, one latent a direction; the model reads the logits off the stream."""
     resid = torch.tensor([[[2.0, 0.0], [0.0, 2.0], [4.0, 0.0], [0.0, 4.0]]])
     everywhere = torch.ones(1, 4, dtype=torch.bool)
-    batch = ContextBatch(torch.tensor([[0, 1, 0, 1]]), everywhere, torch.zeros(1).long(), resid, everywhere)
+    batch = ContextBatch(
+        torch.tensor([[0, 1, 0, 1]]), everywhere, torch.zeros(1, 4).long(), resid, everywhere
+    )
     sae = MatryoshkaSae(
         W_enc=torch.eye(2),
         b_enc=torch.zeros(2),
@@ -143,7 +145,7 @@ def test_figures_of_a_hand_made_case():
         prefix_widths=[1, 2],
         n_core=1,
     )
-    found = evaluate([batch], lambda resid, _: resid, sae, rms=2.0, previous=None)
+    found = evaluate([batch], lambda _, resid: resid, sae, rms=2.0, previous=None)
     # the mean is (1.5, 1.5); squared distances to it 2.5, 2.5, 8.5, 8.5, and what the prefixes lose 20 and 4
     assert found.explained_variance == pytest.approx([1 - 20 / 22, 1 - 4 / 22])
     assert found.explained_variance_median == pytest.approx([0.5 * (1 - 0.6), 1.0])

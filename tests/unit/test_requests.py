@@ -16,6 +16,9 @@ LLAMA = """{"num_hidden_layers": 4, "hidden_size": 64, "max_position_embeddings"
  "intermediate_size": 128, "num_attention_heads": 4, "tie_word_embeddings": true}"""
 
 
+FILES = {"source": "files", "paths": ["/etc/*.txt"]}
+
+
 def problems_of(body: Any, *, allowed_roots: tuple[Path, ...] = ()) -> list[FieldProblem]:
     """What is refused about a body; none if nothing is."""
     try:
@@ -71,17 +74,30 @@ def test_every_setting_of_the_config_is_in_the_request_with_its_text() -> None:
         ("sae", {"n_latents": "1024"}, "sae.n_latents", "invalid_value"),
         ("sae", {"k": True}, "sae.k", "invalid_value"),
         ("sae", {"kk": 3}, "sae.kk", "unknown_field"),
-        ("sae", {"core_sparsity": "exempt"}, "sae.core_sparsity", "not_yet_supported"),
         ("", {"chains": 2}, "chains", "not_yet_supported"),
-        ("", {"device": "cuda"}, "device", "not_yet_supported"),
+        ("", {"device": "tpu"}, "device", "invalid_value"),
         ("", {"sead": 2}, "sead", "unknown_field"),
         ("", {"seed": None}, "seed", "invalid_value"),
-        ("", {"model": {"source": "hub", "id": "a/b"}}, "model.source", "not_yet_supported"),
+        ("", {"model": {"source": "hub", "id": "a/b"}}, "model.revision", "missing_field"),
+        (
+            "",
+            {"model": {"source": "hub", "id": "a/b", "revision": "main"}},
+            "model.revision",
+            "invalid_value",
+        ),
+        ("", {"model": {"source": "wandb"}}, "model", "invalid_value"),
         ("", {"model": {"path": "/x"}}, "model.source", "missing_field"),
         ("", {"model": {"source": "local"}}, "model.path", "missing_field"),
-        ("", {"data": {"text": {"source": "files", "paths": []}}}, "data.text.source", "not_yet_supported"),
+        ("", {"data": {"text": {"source": "files", "paths": []}}}, "data.text.paths", "invalid_value"),
+        ("", {"data": {"text": FILES}}, "data.text.paths.0", "path_not_allowed"),
+        (
+            "",
+            {"data": {"text": {**FILES, "paths": ["/tmp/x/../*.txt"]}}},
+            "data.text.paths.0",
+            "path_not_allowed",
+        ),
         ("activations", {"layer": 30}, "activations.layer", "layer_out_of_range"),
-        ("activations", {"hook": "mlp_out"}, "activations.hook", "not_yet_supported"),
+        ("activations", {"hook": "mlp_in"}, "activations.hook", "invalid_value"),
         ("data", {"context_length": 1}, "data.context_length", "invalid_value"),
         ("data", {"context_length": 8193}, "data.context_length", "context_too_long"),
         ("data", {"split": [0.5, 0.5, 0.0]}, "data.split.2", "invalid_value"),
