@@ -132,6 +132,7 @@ FAILURES: Mapping[str, bool] = {
     "core_empty": False,
     "degenerate_scores": False,
     "non_finite": False,
+    "device_unavailable": False,
     "out_of_memory": False,
     "disk_full": False,
     "timed_out": False,
