@@ -16,7 +16,7 @@ from dmsae.local.processes import Child, Identity, Program
 from dmsae.local.services import Service, Services, choose_ports, services_in, start_service
 from dmsae.service.migrating import migrate
 from dmsae.service.objects import ObjectStore
-from dmsae.service.settings import Settings
+from dmsae.service.settings import settings_from
 
 API_PORT = 8000
 """Taken where it is free and nothing else is asked for or remembered."""
@@ -66,6 +66,19 @@ class Stack:
             Conflict: the port is taken, or a data folder cannot be served.
             Unavailable: a part is not installed, ended, or does not answer.
         """
+        self.start_services()
+        self._prepare_stores()
+        self._start_programs()
+        self._run.url, self._run.is_ready = self.url, True
+        self._run.write(self._folder)
+
+    def start_services(self) -> None:
+        """Start only the services and wait until they answer; nothing is migrated, no bucket is made.
+
+        Raises:
+            Conflict: the port is taken, or a data folder cannot be served.
+            Unavailable: a part is not installed, ended, or does not answer.
+        """
         self._check_installed()
         left = state.end_leftovers(self._folder)
         if left:
@@ -76,10 +89,6 @@ class Stack:
         self.env = environment.service_environment(
             self._folder, self._services, self._names, checkout=self._checkout, port=api_port
         )
-        self._prepare_stores()
-        self._start_programs()
-        self._run.url, self._run.is_ready = self.url, True
-        self._run.write(self._folder)
 
     def watch(self) -> None:
         """Start again whatever ends, for ever, ever more slowly if it keeps ending."""
@@ -159,10 +168,7 @@ class Stack:
         return load_or_generate(self._folder.secrets_file)
 
     def _prepare_stores(self) -> None:
-        given = {name: self.env.get(f"DMSAE_{name.upper()}") for name in Settings.model_fields}
-        settings = Settings.model_validate(
-            {name: value for name, value in given.items() if value is not None}
-        )
+        settings = settings_from(self.env)
         migrate(settings.database_url.get_secret_value())
         store = ObjectStore(settings)
         try:

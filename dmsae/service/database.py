@@ -26,6 +26,8 @@ WakeUp: TypeAlias = Callable[[str], object]
 
 log = structlog.get_logger()
 
+APPLICATION_NAME = "dmsae"
+"""How Postgres lists the connections of API, workers and sweeper."""
 WAKE_UPS = "wake_ups"
 RETRIED = (psycopg.errors.DeadlockDetected, psycopg.errors.SerializationFailure)
 N_TRIES = 5
@@ -57,7 +59,7 @@ class Database:
             hide_parameters=True,
             connect_args={
                 **CONNECTION,
-                "application_name": "dmsae",
+                "application_name": APPLICATION_NAME,
                 "options": "-c timezone=UTC -c lock_timeout=10s -c statement_timeout=60s"
                 " -c idle_in_transaction_session_timeout=60s",
             },

@@ -37,9 +37,8 @@ def migrate(database_url: str, *, revision: str = "head") -> None:
     """
     config = _config()
     with _locked_connection(database_url) as connection:
-        before = _revision(connection)
-        known = {script.revision for script in ScriptDirectory.from_config(config).walk_revisions()}
-        if before is not None and before not in known:
+        before = revision_of(connection)
+        if before is not None and before not in known_revisions():
             raise Conflict(
                 f"The database stands at revision {before!r}, which this code does not know: "
                 "newer code has migrated it. Run that version, or restore a backup.",
@@ -47,7 +46,7 @@ def migrate(database_url: str, *, revision: str = "head") -> None:
             )
         config.attributes["connection"] = connection
         command.upgrade(config, revision)
-        log.info("database_migrated", before=before, after=_revision(connection))
+        log.info("database_migrated", before=before, after=revision_of(connection))
 
 
 def unmigrate(database_url: str, *, revision: str = "base") -> None:
@@ -61,12 +60,30 @@ def unmigrate(database_url: str, *, revision: str = "base") -> None:
     with _locked_connection(database_url) as connection:
         config.attributes["connection"] = connection
         command.downgrade(config, revision)
-        log.info("database_unmigrated", after=_revision(connection))
+        log.info("database_unmigrated", after=revision_of(connection))
+
+
+def known_revisions() -> set[str]:
+    """List the revisions that this code knows.
+
+    Raises:
+        NotFound: this is no checkout, so there are no migrations.
+    """
+    return {script.revision for script in ScriptDirectory.from_config(_config()).walk_revisions()}
+
+
+def newest_revision() -> str | None:
+    """Give the revision that this code wants.
+
+    Raises:
+        NotFound: this is no checkout, so there are no migrations.
+    """
+    return ScriptDirectory.from_config(_config()).get_current_head()
 
 
 def is_current(session: Session) -> bool:
     """Tell whether the schema stands where this code's newest revision puts it."""
-    return _revision(session.connection()) == ScriptDirectory.from_config(_config()).get_current_head()
+    return revision_of(session.connection()) == newest_revision()
 
 
 def _config() -> Config:
@@ -78,7 +95,8 @@ def _config() -> Config:
     return config
 
 
-def _revision(connection: Connection) -> str | None:
+def revision_of(connection: Connection) -> str | None:
+    """Give the revision that a database stands at; None if it was never migrated."""
     return MigrationContext.configure(connection).get_current_revision()
 
 

@@ -111,6 +111,29 @@ class ObjectStore:
             raise Unavailable(f"The object store holds other bytes than were stored under {key!r}.", key=key)
         partial.replace(path)
 
+    def fetch_file(self, key: str, path: Path) -> StoredObject:
+        """Download one object whose sha256 is not known beforehand, and say what was written.
+
+        Raises:
+            NotFound: there is no such object.
+            Unavailable: the store does not answer.
+        """
+        with _translated(key):
+            self._client.download_file(self._bucket, key, str(path), Config=TRANSFER)
+        return StoredObject(key, *_measure(path))
+
+    def find(self, key: str) -> StoredObject | None:
+        """Read one object through and say what it is; None if there is none.
+
+        Raises:
+            Unavailable: the store does not answer.
+        """
+        try:
+            with _translated(key):
+                return StoredObject(key, *self._measure_stored(key))
+        except NotFound:
+            return None
+
     def presign(self, key: str, *, filename: str) -> str:
         """Make a link on the public endpoint under which anyone can download the object for a while."""
         plain = re.sub(r"[^A-Za-z0-9._-]", "_", filename)

@@ -2,6 +2,7 @@
 
 import os
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
 
@@ -83,3 +84,13 @@ def load_settings() -> Settings:
         pydantic.ValidationError: a variable is missing or malformed; it is named, its value is not shown.
     """
     return Settings()
+
+
+def settings_from(env: Mapping[str, str]) -> Settings:
+    """Read the settings from an environment that is about to be handed to a process.
+
+    Raises:
+        pydantic.ValidationError: a variable is missing or malformed; it is named, its value is not shown.
+    """
+    given = {name: env.get(f"DMSAE_{name.upper()}") for name in Settings.model_fields}
+    return Settings.model_validate({name: value for name, value in given.items() if value is not None})
