@@ -2,6 +2,7 @@
 
 from alembic import context
 
+import dmsae.service.upload_tables  # noqa: F401 - registers its tables
 from dmsae.service.tables import Table
 
 

@@ -1,7 +1,6 @@
 """The tables, and the rules that the database itself guards.
 
-States are text with a CHECK, times timestamptz, ids made in Python. How rows move from state to state is the
-business of the use cases.
+States are text with a CHECK, times timestamptz, ids made in Python; use cases move rows between states.
 """
 
 from datetime import datetime
@@ -37,6 +36,9 @@ PHASES = ("starting", "loading", "harvesting", "training", "attributing", "evalu
 OUTCOMES = ("succeeded", "failed", "crashed", "handed_back", "cancelled", "superseded")
 CORE_KINDS = ("selected", "filtered", "random_directions", "random_latents", "frequent", "energy")
 PRIORITIES = ("low", "normal", "high")
+IS_QUEUED = text("state = 'queued'")
+IS_UNPURGED = text("deleted_at IS NOT NULL AND purged_at IS NULL")
+IS_UNCLEARED = text("outcome <> 'succeeded' AND cleared_at IS NULL")
 
 
 def _one_of(column: str, values: tuple[str, ...]) -> CheckConstraint:
@@ -75,10 +77,13 @@ class Owner(Table):
     """Who submits: every job has one."""
 
     __tablename__ = "owners"
+    __table_args__ = (CheckConstraint("retention_days >= 0", "retention_days_not_negative"),)
 
     id: Mapped[str] = mapped_column(primary_key=True)
     name: Mapped[str] = mapped_column(unique=True)
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    retention_days: Mapped[int | None] = mapped_column(Integer)
+    """Days after its end until a job is deleted; 0: never, null: as the service's settings say."""
 
 
 class ApiKey(Table):
@@ -106,9 +111,11 @@ class Job(Table):
         CheckConstraint(
             "(finished_at IS NOT NULL) = (state IN ('succeeded', 'failed', 'cancelled'))", "finished"
         ),
+        CheckConstraint("deleted_at IS NULL OR finished_at IS NOT NULL", "deleted_after_its_end"),
         Index("ix_jobs_owner_id_created_at", "owner_id", "created_at"),
         Index("ix_jobs_created_at_id", "created_at", "id"),
         Index("ix_jobs_tags", "tags", postgresql_using="gin"),
+        Index("ix_jobs_unpurged", "deleted_at", postgresql_where=IS_UNPURGED),
     )
 
     id: Mapped[str] = mapped_column(primary_key=True)
@@ -135,6 +142,14 @@ class Job(Table):
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())
     started_at: Mapped[datetime | None]
     finished_at: Mapped[datetime | None]
+    expires_at: Mapped[datetime | None]
+    """When it will be deleted; the sweeper writes what its owner's retention says."""
+    deleted_at: Mapped[datetime | None]
+    """Since when it is a tombstone: nobody sees it, what it left goes bit by bit."""
+    cleared_at: Mapped[datetime | None]
+    """Since when its objects, events, logs and metric points are gone."""
+    purged_at: Mapped[datetime | None]
+    """Since when its cycles and latents are gone too: never, while another job's lineage refers to them."""
 
 
 class Cycle(Table):
@@ -144,13 +159,7 @@ class Cycle(Table):
     __table_args__ = (
         UniqueConstraint("job_id", "index"),
         _one_of("state", CYCLE_STATES),
-        Index(
-            "ix_cycles_claimable",
-            "owner_id",
-            "priority_rank",
-            "queued_at",
-            postgresql_where=text("state = 'queued'"),
-        ),
+        Index("ix_cycles_claimable", "owner_id", "priority_rank", "queued_at", postgresql_where=IS_QUEUED),
         CheckConstraint("(state = 'succeeded') = (output_core_id IS NOT NULL)", "succeeded_with_core"),
         CheckConstraint('"index" >= 0', "index_not_negative"),
     )
@@ -173,8 +182,8 @@ class Cycle(Table):
     """Backoff: a queued cycle is not claimed earlier."""
     started_at: Mapped[datetime | None]
     finished_at: Mapped[datetime | None]
-    input_core_id: Mapped[str | None] = mapped_column(ForeignKey("cores.id", use_alter=True))
-    output_core_id: Mapped[str | None] = mapped_column(ForeignKey("cores.id", use_alter=True))
+    input_core_id: Mapped[str | None] = mapped_column(ForeignKey("cores.id", use_alter=True), index=True)
+    output_core_id: Mapped[str | None] = mapped_column(ForeignKey("cores.id", use_alter=True), index=True)
     metrics: Mapped[dict[str, Any] | None]
 
 
@@ -187,6 +196,7 @@ class Attempt(Table):
         Index("uq_attempts_open", "cycle_id", unique=True, postgresql_where=text("outcome IS NULL")),
         Index("ix_attempts_open_lease", "lease_expires_at", postgresql_where=text("outcome IS NULL")),
         Index("ix_attempts_closed_at", "closed_at"),
+        Index("ix_attempts_uncleared", "closed_at", postgresql_where=IS_UNCLEARED),
         _one_of("phase", PHASES),
         _one_of("outcome", OUTCOMES),
         CheckConstraint("(outcome IS NULL) = (closed_at IS NULL)", "closed"),
@@ -209,6 +219,8 @@ class Attempt(Table):
     opened_at: Mapped[datetime] = mapped_column(server_default=func.now())
     lease_expires_at: Mapped[datetime]
     closed_at: Mapped[datetime | None]
+    cleared_at: Mapped[datetime | None]
+    """Since when nothing of what it stored without success is left."""
 
 
 class Event(Table):
@@ -252,17 +264,22 @@ class Artifact(Table):
     """One stored object of a succeeded cycle."""
 
     __tablename__ = "artifacts"
-    __table_args__ = (UniqueConstraint("cycle_id", "name"),)
+    __table_args__ = (
+        UniqueConstraint("cycle_id", "name"),
+        Index("ix_artifacts_deleted_at", "deleted_at", postgresql_where=text("deleted_at IS NOT NULL")),
+    )
 
     object_key: Mapped[str] = mapped_column(primary_key=True)
     job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"), index=True)
     cycle_id: Mapped[str] = mapped_column(ForeignKey("cycles.id"))
-    attempt_id: Mapped[str] = mapped_column(ForeignKey("attempts.id"))
+    attempt_id: Mapped[str] = mapped_column(ForeignKey("attempts.id"), index=True)
     name: Mapped[str]
     """Path within the cycle's folder, such as `sae/cfg.json`."""
     size_bytes: Mapped[int]
     sha256: Mapped[str]
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    deleted_at: Mapped[datetime | None]
+    """Since when its object is to go; the row follows it."""
 
 
 class Checkpoint(Table):
@@ -377,6 +394,6 @@ class CycleOrigin(Table):
     __tablename__ = "cycle_origins"
 
     cycle_id: Mapped[str] = mapped_column(ForeignKey("cycles.id"), primary_key=True)
-    origin_job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"), primary_key=True)
+    origin_job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"), primary_key=True, index=True)
     origin_cycle: Mapped[int] = mapped_column(Integer, primary_key=True)
     n_latents: Mapped[int]

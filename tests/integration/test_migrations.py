@@ -14,6 +14,7 @@ from sqlalchemy.orm import Session
 from sqlalchemy.pool import NullPool
 
 import dmsae
+import dmsae.service.upload_tables
 from dmsae.errors import Conflict, NotFound, Unavailable
 from dmsae.service.migrating import is_current, migrate, unmigrate
 from dmsae.service.tables import Table
