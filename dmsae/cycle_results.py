@@ -15,22 +15,23 @@ from safetensors.torch import save_file
 from dmsae.ablation import AblationCheck
 from dmsae.attribution import Attribution
 from dmsae.config import SPLIT_SALT
+from dmsae.cycle_events import given_density
 from dmsae.cycle_inputs import CycleRun, Harvest, provenance
 from dmsae.formats import save_core, save_sae
 from dmsae.metrics import Evaluation
 from dmsae.models import hook_path
 from dmsae.pace import Clock
 from dmsae.reporting import finite_or_null
-from dmsae.sae import MatryoshkaSae
-from dmsae.selection import Selection, build_core, lineage_record
+from dmsae.selection import Selection, build_core, is_identity_lost, lineage_record, median_jaccard
 from dmsae.stream import token_budget
+from dmsae.training import CPU, Trained
 
 
 class Results(NamedTuple):
     """What a cycle found out."""
 
     harvest: Harvest
-    sae: MatryoshkaSae
+    trained: Trained
     attribution: Attribution
     ablation: AblationCheck
     selection: Selection
@@ -45,7 +46,7 @@ def metrics_record(run: CycleRun, results: Results, clock: Clock) -> dict[str, A
         "cycle_index": run.spec.cycle_index,
         **results.selection.to_metrics(),
         **results.evaluation.to_metrics(),
-        "identity_lost": lineage_record(results.selection, results.evaluation.drift)["identity_lost"],
+        **core_figures(run, results),
         "ablation": results.ablation.to_metrics(),
         "attribution_loss": results.attribution.loss,
         "rms": survey.scale.rms,
@@ -60,6 +61,18 @@ def metrics_record(run: CycleRun, results: Results, clock: Clock) -> dict[str, A
     }
 
 
+def core_figures(run: CycleRun, results: Results) -> dict[str, Any]:
+    """Give what became of the core given, and what it left to the others; null where that means nothing."""
+    jaccard = median_jaccard(results.selection, results.evaluation.drift)
+    is_exempt = run.config.sae.core_sparsity == "exempt"
+    return {
+        "core_density_given": given_density(run, results.evaluation),
+        "firing_jaccard_median": jaccard,
+        "identity_lost": is_identity_lost(jaccard),
+        "noncore_budget": results.trained.noncore_budget if is_exempt else None,
+    }
+
+
 def peak_memory_bytes() -> int:
     """Give the most memory that this process has held so far."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -70,9 +83,10 @@ def save(run: CycleRun, out: Path, results: Results, *, metrics: dict[str, Any])
     """Write everything that a cycle leaves behind."""
     out.mkdir(parents=True, exist_ok=True)
     scale = results.harvest.survey.scale
-    core = build_core(results.selection, results.sae, scale=scale, provenance=provenance(run))
+    sae = results.trained.sae.to(CPU)
+    core = build_core(results.selection, sae, scale=scale, provenance=provenance(run))
     (out / "spec.json").write_text(run.spec.model_dump_json(indent=1) + "\n", encoding="utf-8")
-    save_sae(out / "sae", results.sae, rms=scale.rms, facts=sae_facts(run, results.selection))
+    save_sae(out / "sae", sae, rms=scale.rms, facts=sae_facts(run, results.selection))
     save_core(out / "core", core)
     save_file(results.attribution.to_tensors(), out / "scores.safetensors")
     _write_json(out / "lineage.json", lineage_record(results.selection, results.evaluation.drift))

@@ -11,6 +11,7 @@ import torch
 from dmsae.ablation import AblationCheck, compare, measure_ablations, sample_latents
 from dmsae.attribution import Attribution, attribute
 from dmsae.config import CycleSpec
+from dmsae.cycle_events import tell_dense, tell_identity_lost, tell_over_budget, tell_truncated
 from dmsae.cycle_inputs import CycleRun, Harvest, harvest_parts, open_run, read_contexts
 from dmsae.cycle_results import Results, metrics_record, save
 from dmsae.metrics import evaluate
@@ -20,7 +21,7 @@ from dmsae.sae import MatryoshkaSae
 from dmsae.selection import Selection, select
 from dmsae.splicing import take_kept
 from dmsae.stream import Order, TokenStream
-from dmsae.training import Trainer
+from dmsae.training import Trained, Trainer
 
 
 def run_cycle(spec: CycleSpec, out: Path, *, core_dir: Path | None, cache_dir: Path, report: Report) -> None:
@@ -43,7 +44,8 @@ def run_cycle(spec: CycleSpec, out: Path, *, core_dir: Path | None, cache_dir: P
     scale = harvest.survey.scale
 
     clock.enter("training")
-    sae = train(run, harvest)
+    trained = train(run, harvest)
+    sae = trained.sae
 
     clock.enter("attributing")
     attribution = attribute(
@@ -54,14 +56,16 @@ def run_cycle(spec: CycleSpec, out: Path, *, core_dir: Path | None, cache_dir: P
 
     clock.enter("evaluating")
     evaluation = evaluate(harvest.evaluation, run.run_upper, sae, rms=scale.rms, previous=run.core)
+    tell_dense(run, evaluation)
+    tell_identity_lost(run, selection, evaluation)
     clock.stop()
 
-    results = Results(harvest, sae, attribution, ablation, selection, evaluation)
+    results = Results(harvest, trained, attribution, ablation, selection, evaluation)
     save(run, out, results, metrics=metrics_record(run, results, clock))
 
 
-def train(run: CycleRun, harvest: Harvest) -> MatryoshkaSae:
-    """Train this cycle's SAE, saying about once a second how far it is.
+def train(run: CycleRun, harvest: Harvest) -> Trained:
+    """Train this cycle's SAE, saying about once a second how far it is, and where the core left no budget.
 
     Raises: CycleFailed.
     """
@@ -75,7 +79,9 @@ def train(run: CycleRun, harvest: Harvest) -> MatryoshkaSae:
         if pace.is_due(progress.step):
             figures = {**progress._asdict(), "n_tokens_total": stream.n_tokens, **pace.figures(progress.step)}
             run.report.progress(figures)
-    return trainer.finish()
+    trained = trainer.finish()
+    tell_over_budget(run, trained.calibration)
+    return trained
 
 
 def select_core(run: CycleRun, attribution: Attribution, sae: MatryoshkaSae) -> Selection:
@@ -84,14 +90,7 @@ def select_core(run: CycleRun, attribution: Attribution, sae: MatryoshkaSae) -> 
     Raises: CycleFailed with `degenerate_scores` or `core_empty`.
     """
     selection = select(attribution, sae, spec=run.spec, given=run.core)
-    if selection.is_truncated:
-        wanted, fraction = selection.n_wanted, run.config.selection.attribution_fraction
-        run.report.event(
-            "core_truncated",
-            f"{wanted} latents hold {fraction:g} of the attribution; max_core = {run.config.max_core} keeps "
-            f"{len(selection.core)}, which hold {selection.share:.4f}.",
-            {"n_wanted": wanted, "n_core": len(selection.core), "share": selection.share},
-        )
+    tell_truncated(run, selection)
     return selection
 
 

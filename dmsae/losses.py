@@ -47,7 +47,7 @@ def dead_latent_loss(
     scale = variance(residual)
     dead = is_dead.nonzero().squeeze(1)
     if len(dead) == 0 or scale == 0:
-        return torch.zeros(())
+        return residual.new_zeros(())
     acts = pre_acts.index_select(1, dead)
     n_used = min(max(1, residual.shape[1] // 2), len(dead))
     if n_used < len(dead):

@@ -1,11 +1,12 @@
-"""What a Matryoshka SAE is: its parameters, its start around a core, encoding, BatchTopK and decoding.
+"""What a Matryoshka SAE is: its parameters, its start around a core, encoding and decoding.
 
-Training is left to `training.py`, the form on disk to `formats.py`. Everything here is at normalised scale:
-vectors of the residual stream are x_n = x / rms.
+What training keeps active is left to `sparsity.py`, the form on disk to `formats.py`. Everything here is at
+normalised scale: vectors of the residual stream are x_n = x / rms.
 """
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from itertools import pairwise
+from typing import Any, Self, TypeVar
 
 import torch
 from jaxtyping import Float
@@ -13,6 +14,8 @@ from torch import Tensor
 
 from dmsae.config import SaeConfig
 from dmsae.errors import CycleFailed
+
+_Whole = TypeVar("_Whole", bound="Core | MatryoshkaSae")
 
 UNIT_NORM_TOLERANCE = 1e-6
 """Encoder vectors this close to unit norm stay as they are, so that `core_norm: unit` changes them once."""
@@ -67,6 +70,10 @@ class Core:
         """Number of latents of the core."""
         return self.W_enc.shape[1]
 
+    def to(self, device: torch.device) -> Self:
+        """Give this core with its tensors on `device`."""
+        return _to(self, device)
+
     def require_provenance(self, provenance: Provenance) -> None:
         """Refuse activations that differ from those that this core was found on.
 
@@ -96,6 +103,10 @@ class MatryoshkaSae:
     threshold: Float[Tensor, " n_latents"]
     prefix_widths: list[int]
     n_core: int
+
+    def to(self, device: torch.device) -> Self:
+        """Give this SAE with its tensors on `device`."""
+        return _to(self, device)
 
     def pre_acts(self, x: Float[Tensor, "*tokens d_model"]) -> Float[Tensor, "*tokens n_latents"]:
         """Give what the encoder makes of normalised activations, before any nonlinearity."""
@@ -139,27 +150,6 @@ def decode_prefixes(
         x_hat = x_hat + acts @ rows
         x_hats.append(x_hat)
     return x_hats
-
-
-def batch_topk(acts: Float[Tensor, "batch n_latents"], budget: int) -> Float[Tensor, "batch n_latents"]:
-    """Keep the `budget` largest positive values of the whole batch and set all others to zero.
-
-    Exactly `budget` values stay, or all positive ones where there are fewer. Of equal values at the border
-    those of the lower flat index stay. Gradients flow to what is kept. NaN is kept, to show in the loss.
-
-    Source: BatchTopK, arXiv 2412.06410.
-    """
-    flat = acts.detach().flatten()
-    n_kept = min(budget, int((flat > 0).sum() + flat.isnan().sum()))
-    if n_kept <= 0:
-        return torch.where(torch.zeros_like(acts, dtype=torch.bool), acts, 0.0)
-    smallest = flat.topk(n_kept, sorted=False).values.min()
-    if smallest.isnan():
-        return torch.where(acts.isnan(), acts, 0.0)
-    keep = flat > smallest
-    ties = (flat == smallest).nonzero().squeeze(1)
-    keep[ties[: n_kept - int(keep.sum())]] = True
-    return torch.where(keep.view_as(acts), acts, 0.0)
 
 
 def normalise_rows_(rows: Float[Tensor, "n_rows d_model"]) -> Float[Tensor, "n_rows d_model"]:
@@ -263,3 +253,10 @@ def _require_fit(core: Core, config: SaeConfig, *, d_model: int) -> None:
         raise CycleFailed(
             "core_mismatch", f"core_index = {core_index}: {rule}", param="core.W_enc", core_index=core_index
         )
+
+
+def _to(whole: _Whole, device: torch.device) -> _Whole:
+    tensors: dict[str, Any] = {
+        name: value.to(device) for name, value in vars(whole).items() if isinstance(value, Tensor)
+    }
+    return replace(whole, **tensors)

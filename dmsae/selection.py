@@ -245,6 +245,20 @@ def build_core(selection: Selection, sae: MatryoshkaSae, *, scale: Scale, proven
     )
 
 
+def median_jaccard(selection: Selection, drift: Drift | None) -> float | None:
+    """Give the median firing Jaccard of the latents selected again; null where none of them has one."""
+    if drift is None:
+        return None
+    parents = [latent.parent_core_index for latent in selection.core if latent.parent_core_index is not None]
+    jaccards = [jaccard for parent in parents if (jaccard := drift.firing_jaccard[parent]) is not None]
+    return median(jaccards) if jaccards else None
+
+
+def is_identity_lost(jaccard: float | None) -> bool:
+    """Say whether this median firing Jaccard is too low for the kept latents to be called the same."""
+    return jaccard is not None and jaccard < IDENTITY_LOST_BELOW
+
+
 def lineage_record(selection: Selection, drift: Drift | None) -> dict[str, Any]:
     """Give what `lineage.json` holds: the new core, what was dropped, and how far kept latents drifted.
 
@@ -257,7 +271,6 @@ def lineage_record(selection: Selection, drift: Drift | None) -> dict[str, Any]:
         if parent is not None and drift is not None:
             cosine, jaccard = drift.decoder_cosine[parent], drift.firing_jaccard[parent]
         core.append({**asdict(latent), "decoder_cosine": cosine, "firing_jaccard": jaccard})
-    jaccards = [entry["firing_jaccard"] for entry in core if entry["firing_jaccard"] is not None]
     return {
         "cycle_index": selection.cycle_index,
         "n_candidates": selection.n_candidates,
@@ -268,7 +281,7 @@ def lineage_record(selection: Selection, drift: Drift | None) -> dict[str, Any]:
         "retention": selection.retention,
         "share": selection.share,
         "is_truncated": selection.is_truncated,
-        "identity_lost": bool(jaccards) and median(jaccards) < IDENTITY_LOST_BELOW,
+        "identity_lost": is_identity_lost(median_jaccard(selection, drift)),
         "core": core,
         "dropped": [asdict(latent) for latent in selection.dropped],
     }

@@ -1,13 +1,12 @@
-"""How is one SAE trained: the loop, the optimiser, which latents are dead, the inference threshold?
+"""How is one SAE trained: the loop, the optimiser, which latents are dead?
 
-The losses are in `losses.py`. Where activations come from is left to the stream, when to report or to stop
-to the caller.
+The losses are in `losses.py`, which latents are active is in `sparsity.py`. Where activations come from is
+left to the stream, when to report or to stop to the caller.
 """
 
 import copy
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
-from itertools import islice
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
@@ -18,8 +17,10 @@ from dmsae.config import DistillationConfig, TrainingConfig
 from dmsae.errors import CycleFailed, DmsaeError
 from dmsae.losses import Losses, dead_latent_loss, reconstruction_losses, total_loss, variance
 from dmsae.randomness import named_generator
-from dmsae.sae import Core, MatryoshkaSae, batch_topk, decode_prefixes, init_sae, normalise_rows_
+from dmsae.sae import Core, MatryoshkaSae, decode_prefixes, init_sae, normalise_rows_
+from dmsae.sparsity import Calibration, Sparsity, calibrate
 
+CPU = torch.device("cpu")
 ADAM_BETAS = (0.9, 0.999)
 """METHOD 6."""
 MAX_WARMUP_STEPS = 1000
@@ -100,55 +101,44 @@ def remove_radial_gradient_(W_dec: Float[Tensor, "n_latents d_model"]) -> None:
         W_dec.grad.addcmul_(along, rows, value=-1)
 
 
-@torch.no_grad()
-def inference_threshold(
-    sae: MatryoshkaSae, batches: Iterable[Float[Tensor, "batch d_model"]], k: int, *, n_tokens: int
-) -> Float[Tensor, " n_latents"]:
-    """Find the threshold above which a token of `batches` has k active latents on average (METHOD 7).
+class Trained(NamedTuple):
+    """What a cycle's training leaves."""
 
-    It lies one float below the (k * n_tokens)-th largest positive activation, so that strict > keeps this
-    one and the mean L0 is exactly k. Where more activations equal that one than fit, it is that value, and
-    the mean L0 is the closest one below k. Where fewer are positive it is 0. Memory: 2 k n_tokens floats.
-
-    Raises: CycleFailed(dataset_exhausted) where `batches` hold another number of tokens than `n_tokens`.
-    """
-    n_kept, n_seen = k * n_tokens, 0
-    found, n_found, floor = [torch.empty(0)], 0, torch.zeros(())
-    for x in batches:
-        pre_acts = sae.pre_acts(x)
-        found.append(pre_acts[pre_acts > floor])
-        n_seen, n_found = n_seen + len(x), n_found + len(found[-1])
-        if n_found > 2 * n_kept:
-            found = [torch.cat(found).topk(n_kept + 1, sorted=False).values]
-            floor, n_found = found[0].min(), n_kept + 1
-    if n_seen != n_tokens:
-        raise CycleFailed("dataset_exhausted", f"n_tokens = {n_seen}: the threshold needs {n_tokens}")
-    if n_found < n_kept:
-        return torch.zeros_like(sae.threshold)
-    largest = torch.cat(found).topk(min(n_kept + 1, n_found)).values
-    value = largest[n_kept - 1]
-    if largest[n_kept:].eq(value).any():
-        return torch.full_like(sae.threshold, value.item())
-    return torch.full_like(sae.threshold, torch.nextafter(value, torch.zeros(())).item())
+    sae: MatryoshkaSae
+    """With its inference threshold, on the device that trained it."""
+    calibration: Calibration
+    noncore_budget: float
+    """Mean over the steps: how many activations a token might keep where the budget holds."""
 
 
 class Trainer:
     """Trains one SAE step by step (METHOD 2, 4 to 7): same arguments and thread count, same bits.
 
-    All randomness is in the start; a step draws nothing.
+    All randomness is in the start, drawn on the CPU whatever the device; a step draws nothing. Parameters,
+    Adam's state and all counts are on `device`.
 
     Raises: CycleFailed where data or core do not fit: dataset_exhausted, core_empty, core_too_large,
     core_mismatch.
     """
 
-    def __init__(self, config: DistillationConfig, core: Core | None, stream: Stream, *, seed: int) -> None:
+    def __init__(
+        self,
+        config: DistillationConfig,
+        core: Core | None,
+        stream: Stream,
+        *,
+        seed: int,
+        device: torch.device = CPU,
+    ) -> None:
         self.step, self.n_steps = 0, stream.n_steps
-        self._config, self._stream = config, stream
+        self._config, self._stream, self._device = config, stream, device
         first_batch = self._first_batch()
         self._batch_tokens, d_model = first_batch.shape
         generator = named_generator(seed, "sae_start")
         start = init_sae(config.sae, d_model, core=core, first_batch=first_batch, generator=generator)
+        start = start.to(device)
         self._n_core, self._prefix_widths = start.n_core, start.prefix_widths
+        self._sparsity = Sparsity.of(config.sae, n_core=start.n_core)
         # the core's encoder vectors are no parameter: no gradient, no share of the clip norm, no drift
         self._core_W_enc = start.W_enc[:, : start.n_core].contiguous()
         self._parameters = {
@@ -163,8 +153,8 @@ class Trainer:
         self._dead_after_tokens = config.training.dead_after_tokens or max(
             1, min(MAX_DEAD_AFTER_TOKENS, self.n_steps * self._batch_tokens // 10)
         )
-        self._tokens_since_selected = torch.zeros(config.sae.n_latents, dtype=torch.int64)
-        self._n_clipped = 0
+        self._tokens_since_selected = torch.zeros(config.sae.n_latents, dtype=torch.int64, device=device)
+        self._n_clipped, self._n_budget = 0, 0
 
     def run(self) -> Iterator[Progress]:
         """Train to the end, from wherever training stands; may be left and called again after any step.
@@ -172,13 +162,9 @@ class Trainer:
         Raises: CycleFailed(dataset_exhausted) where the stream ends early, CycleFailed(non_finite).
         """
         while self.step < self.n_steps:
-            x = next(self._stream, None)
-            if x is None or len(x) != self._batch_tokens:
-                rule = f"the stream promised {self.n_steps} batches of {self._batch_tokens} tokens"
-                raise CycleFailed("dataset_exhausted", f"step {self.step} has no whole batch: {rule}")
-            yield self._train_step(x)
+            yield self._train_step(self._next_batch())
 
-    def finish(self) -> MatryoshkaSae:
+    def finish(self) -> Trained:
         """Give the trained SAE with its inference threshold, taken from the cycle's first training tokens.
 
         Leaves trainer and stream as they were.
@@ -190,14 +176,14 @@ class Trainer:
         n_batches = min(self.n_steps, -(-self._config.training.threshold_tokens // self._batch_tokens))
         sae, position = self.sae(), self._stream.state_dict()
         self._stream.seek(0)
-        threshold = inference_threshold(
-            sae,
-            islice(self._stream, n_batches),
-            self._config.sae.k,
-            n_tokens=n_batches * self._batch_tokens,
-        )
+        batches = (self._next_batch() for _ in range(n_batches))
+        calibration = calibrate(sae, batches, self._sparsity, n_tokens=n_batches * self._batch_tokens)
         self._stream.load_state_dict(position)
-        return replace(sae, threshold=threshold)
+        return Trained(
+            replace(sae, threshold=calibration.threshold),
+            calibration,
+            noncore_budget=self._n_budget / (self.n_steps * self._batch_tokens),
+        )
 
     def sae(self) -> MatryoshkaSae:
         """Copy the SAE as it stands, without a threshold (all 0)."""
@@ -218,6 +204,7 @@ class Trainer:
             {
                 "step": self.step,
                 "n_clipped": self._n_clipped,
+                "n_budget": self._n_budget,
                 "tokens_since_selected": self._tokens_since_selected,
                 "parameters": {name: parameter.detach() for name, parameter in self._parameters.items()},
                 "optimizer": self._optimizer.state_dict(),
@@ -228,8 +215,9 @@ class Trainer:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from where `state_dict` was taken, by a trainer made with the same arguments."""
         state = copy.deepcopy(state)
-        self.step, self._n_clipped = state["step"], state["n_clipped"]
-        self._tokens_since_selected = state["tokens_since_selected"]
+        self.step = state["step"]
+        self._n_clipped, self._n_budget = state["n_clipped"], state["n_budget"]
+        self._tokens_since_selected = state["tokens_since_selected"].to(self._device)
         with torch.no_grad():
             for name, parameter in self._parameters.items():
                 parameter.copy_(state["parameters"][name])
@@ -269,12 +257,18 @@ class Trainer:
         W_enc, b_enc, W_dec, b_dec = self._parameters.values()
         centred = x - b_dec
         pre_acts = torch.cat([centred @ self._core_W_enc, centred @ W_enc], dim=1) + b_enc
-        latent_acts = batch_topk(pre_acts, self._config.sae.k * len(x))
-        self._tokens_since_selected += len(x)
-        self._tokens_since_selected[(latent_acts > 0).any(dim=0)] = 0
+        latent_acts, budget = self._sparsity.sparsify(pre_acts)
+        self._n_budget += budget
+        self._count_selected(latent_acts)
         x_hats = decode_prefixes(latent_acts, W_dec, b_dec, prefix_widths=self._prefix_widths)
         dead = dead_latent_loss(x - x_hats[-1], pre_acts, W_dec, is_dead=self._is_dead())
         return Losses(reconstruction_losses(x, x_hats), dead), latent_acts
+
+    def _count_selected(self, latent_acts: Float[Tensor, "batch n_latents"]) -> None:
+        """Count the tokens since each latent was selected; the exempt need no selection and never die."""
+        self._tokens_since_selected += len(latent_acts)
+        self._tokens_since_selected[(latent_acts > 0).any(dim=0)] = 0
+        self._tokens_since_selected[: self._sparsity.n_exempt] = 0
 
     def _is_dead(self) -> Bool[Tensor, " n_latents"]:
         return self._tokens_since_selected >= self._dead_after_tokens
@@ -305,6 +299,14 @@ class Trainer:
             clipped_fraction=self._n_clipped / self.step,
             lr=lr,
         )
+
+    def _next_batch(self) -> Float[Tensor, "batch d_model"]:
+        """Read the next batch of the stream onto the device."""
+        x = next(self._stream, None)
+        if x is None or len(x) != self._batch_tokens:
+            rule = f"the stream promised {self.n_steps} batches of {self._batch_tokens} tokens"
+            raise CycleFailed("dataset_exhausted", f"step {self.step} has no whole batch: {rule}")
+        return x.to(self._device)
 
     def _first_batch(self) -> Float[Tensor, "batch d_model"]:
         if self.n_steps < 1:

@@ -1,0 +1,89 @@
+"""What must a reader of a cycle's results be told beside the figures?
+
+Each event names what was found, the bound that it passed, and what may be done. None of them ends the cycle.
+"""
+
+from statistics import median
+from typing import Any
+
+from dmsae.cycle_inputs import CycleRun
+from dmsae.metrics import Evaluation
+from dmsae.selection import IDENTITY_LOST_BELOW, Selection, is_identity_lost, median_jaccard
+from dmsae.sparsity import Calibration, Sparsity
+
+DENSE_CORE_ABOVE = 0.5
+"""Median density of the core given above which it counts as dense. Ours."""
+
+
+def tell_over_budget(run: CycleRun, calibration: Calibration) -> None:
+    """Say where an exempt core takes more than k - k_min, at the final weights, on the threshold's tokens."""
+    sae = run.config.sae
+    sparsity = Sparsity.of(sae, n_core=0 if run.core is None else run.core.n_core)
+    l0_core, l0_others = calibration.l0_exempt, calibration.l0_others
+    if l0_core <= sparsity.k - sparsity.k_min:
+        return
+    run.report.event(
+        "l0_over_budget",
+        f"The exempt core has {l0_core:.2f} active latents a token, more than sae.k - k_min = {sae.k} - "
+        f"{sparsity.k_min:g}: with the {l0_others:.2f} that the other latents may have, the SAE is meant to "
+        f"have {l0_core + l0_others:.2f}, not {sae.k}. Raise sae.k, lower selection.max_core, or set "
+        "sae.core_sparsity to batch_topk.",
+        {"l0_core": l0_core, "k": sae.k, "k_min": sparsity.k_min, "noncore_budget": l0_others},
+    )
+
+
+def tell_truncated(run: CycleRun, selection: Selection) -> None:
+    """Say where `max_core` cut the core."""
+    if not selection.is_truncated:
+        return
+    wanted, fraction = selection.n_wanted, run.config.selection.attribution_fraction
+    run.report.event(
+        "core_truncated",
+        f"{wanted} latents hold {fraction:g} of the attribution; max_core = {run.config.max_core} keeps "
+        f"{len(selection.core)}, which hold {selection.share:.4f}.",
+        {"n_wanted": wanted, "n_core": len(selection.core), "share": selection.share},
+    )
+
+
+def tell_dense(run: CycleRun, evaluation: Evaluation) -> None:
+    """Say where the latents of the core given fire at most tokens."""
+    density = given_density(run, evaluation)
+    if run.core is None or density is None or density <= DENSE_CORE_ABOVE:
+        return
+    if run.config.sae.core_sparsity == "exempt":
+        remedy = "Set sae.core_sparsity to batch_topk, so that the core competes, or raise sae.k."
+    else:
+        remedy = "Lower sae.k, or widen sae.block_widths.0: k at or under a quarter of it."
+    figures: dict[str, Any] = {
+        "core_density_given": density,
+        "bound": DENSE_CORE_ABOVE,
+        "n_core": run.core.n_core,
+    }
+    run.report.event(
+        "dense_core",
+        f"Half of the {run.core.n_core} latents of the core given fire at {density:.1%} of the evaluation "
+        f"tokens or more, above {DENSE_CORE_ABOVE:.0%}: such latents tell tokens hardly apart. {remedy}",
+        figures,
+    )
+
+
+def tell_identity_lost(run: CycleRun, selection: Selection, evaluation: Evaluation) -> None:
+    """Say where the latents that were selected again fire at other tokens than in the cycle before."""
+    jaccard = median_jaccard(selection, evaluation.drift)
+    if not is_identity_lost(jaccard):
+        return
+    run.report.event(
+        "identity_lost",
+        f"The {selection.n_kept} latents that were selected again have a median firing Jaccard of "
+        f"{jaccard:.2f} with the cycle before, below {IDENTITY_LOST_BELOW:g}: their encoder vectors are the "
+        "same, the tokens at which they fire are not. Do not read their names as their meaning.",
+        {"firing_jaccard_median": jaccard, "bound": IDENTITY_LOST_BELOW, "n_kept": selection.n_kept},
+    )
+
+
+def given_density(run: CycleRun, evaluation: Evaluation) -> float | None:
+    """Give the median density, on the evaluation tokens, of the latents of the core given."""
+    if run.core is None:
+        return None
+    density: float = median(evaluation.densities[: run.core.n_core].tolist())
+    return density
