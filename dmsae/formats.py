@@ -26,6 +26,7 @@ __all__ = [
     "Provenance",
     "load_core",
     "load_sae",
+    "require_fresh",
     "save_core",
     "save_sae",
 ]
@@ -56,7 +57,7 @@ def save_core(folder: Path, core: Core) -> None:
 
     Raises: DmsaeError where the folder holds anything already.
     """
-    _require_fresh(folder)
+    require_fresh(folder)
     tensors = safetensors.torch.save({name: getattr(core, name).contiguous() for name in CORE_TENSORS})
     facts = {
         "format": CORE_FORMAT,
@@ -110,7 +111,7 @@ def save_sae(folder: Path, sae: MatryoshkaSae, *, rms: float, facts: Mapping[str
     for name in (*SAE_LENS_FACTS, *OWN_FACTS):
         if name in facts:
             raise DmsaeError(f"facts.{name} = {facts[name]!r}: this name is reserved", param=f"facts.{name}")
-    _require_fresh(folder)
+    require_fresh(folder)
     raw = _scaled(sae, rms)
     d_model, n_latents = sae.W_enc.shape
     config = {
@@ -167,7 +168,11 @@ def _scaled(sae: MatryoshkaSae, factor: float) -> MatryoshkaSae:
     return replace(sae, b_enc=sae.b_enc * factor, b_dec=sae.b_dec * factor, threshold=sae.threshold * factor)
 
 
-def _require_fresh(folder: Path) -> None:
+def require_fresh(folder: Path) -> None:
+    """Make a folder, or take one that is empty.
+
+    Raises: DmsaeError where it holds anything.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     if any(folder.iterdir()):
         raise DmsaeError(f"folder = {str(folder)!r}: must be empty before it is written")
