@@ -11,7 +11,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from dmsae.errors import DmsaeError, InvalidConfig, NotFound
+from dmsae.errors import Conflict, DmsaeError, InvalidConfig, NotFound
 
 DEFAULT_DATA = Path(".dmsae")
 DEFAULT_URL = "http://127.0.0.1:8000"
@@ -135,6 +135,38 @@ def migrate(data: Data = DEFAULT_DATA) -> None:
     typer.echo("The database is at the newest revision.")
 
 
+@app.command()
+def backup(
+    folder: Annotated[Path, typer.Argument(help="Folder to make; it must not exist yet.")],
+    data: Data = DEFAULT_DATA,
+) -> None:
+    """Copy database and objects into a new folder, also while the stack works."""
+    from dmsae.local.backup import back_up
+    from dmsae.local.stores import open_stores
+
+    if folder.absolute().is_relative_to(data.absolute()):
+        raise Conflict(f"{folder} lies in the data folder {data}: choose a place outside it.")
+    with open_stores(data, is_alone=False) as settings:
+        made = back_up(folder, settings)
+    typer.echo(f"Backed up {_contents(made)} to {folder.absolute()}.")
+    for key in made.missing_objects:
+        typer.echo(f"Deleted with its job meanwhile, so not in the backup: {key}")
+
+
+@app.command()
+def restore(
+    folder: Annotated[Path, typer.Argument(help="A folder that `dmsae backup` made.")],
+    data: Data = DEFAULT_DATA,
+) -> None:
+    """Put a backup into an empty, stopped stack, or into an empty database and a bucket of `DMSAE_*`."""
+    from dmsae.local.restore import restore as restore_backup
+    from dmsae.local.stores import open_stores
+
+    with open_stores(data, is_alone=True) as settings:
+        made = restore_backup(folder, settings)
+    typer.echo(f"Restored {_contents(made)}, as of {made.created_at}. What ran then is queued again.")
+
+
 @keys_app.command("create")
 def create_key(
     owner: Annotated[str, typer.Argument(help="Who will submit with it.")],
@@ -237,6 +269,11 @@ def _url(given: str | None, data: Path) -> str:
         return str(json.loads((data / "run.json").read_text())["url"] or DEFAULT_URL)
     except (OSError, ValueError, KeyError):
         return DEFAULT_URL
+
+
+def _contents(made: Any) -> str:
+    n_jobs = made.n_rows.get("jobs", 0)
+    return f"{n_jobs} jobs and {made.n_objects} objects ({made.object_bytes / 1e6:.1f} MB)"
 
 
 def _existing(data: Path) -> Any:

@@ -50,7 +50,7 @@ class Snapshot:
             yield from (NamedObject(*row) for row in rows)
 
 
-OBJECT_QUERIES: tuple[Select[*tuple[Any, ...]], ...] = (
+OBJECT_QUERIES: "tuple[Select[*tuple[Any, ...]], ...]" = (
     select(Artifact.object_key, Artifact.size_bytes, Artifact.sha256).order_by(Artifact.object_key),
 )
 """The objects that rows name, as (key, size, sha256 or null)."""

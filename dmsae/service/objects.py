@@ -111,8 +111,8 @@ class ObjectStore:
             raise Unavailable(f"The object store holds other bytes than were stored under {key!r}.", key=key)
         partial.replace(path)
 
-    def fetch_file(self, key: str, path: Path) -> StoredObject:
-        """Download one object whose sha256 is not known beforehand, and say what was written.
+    def fetch_file(self, key: str, path: Path) -> None:
+        """Download one object as it is; whether it is the right one is the caller's to find out.
 
         Raises:
             NotFound: there is no such object.
@@ -120,7 +120,6 @@ class ObjectStore:
         """
         with _translated(key):
             self._client.download_file(self._bucket, key, str(path), Config=TRANSFER)
-        return StoredObject(key, *_measure(path))
 
     def find(self, key: str) -> StoredObject | None:
         """Read one object through and say what it is; None if there is none.
