@@ -85,6 +85,13 @@ class BuiltinText(Section):
     """The language reference of `pydoc_data.topics`, cut into passages of about 2,000 characters."""
 
 
+TEXT_SUFFIXES = (".txt", ".jsonl", ".parquet")
+"""Kinds of text files that are read."""
+
+COMPRESSION_SUFFIXES = (".gz", ".zst")
+"""What may stand behind the suffix of a text file."""
+
+
 class FileText(Section):
     """Text files on the worker's disk, under its allowed roots."""
 

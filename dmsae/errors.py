@@ -59,6 +59,12 @@ class NotFound(DmsaeError):
     code = "not_found"
 
 
+class Deleted(NotFound):
+    """It was deleted."""
+
+    code = "deleted"
+
+
 class Conflict(DmsaeError):
     """The present state does not allow this."""
 

@@ -9,6 +9,9 @@ from typing import Annotated
 from pydantic import AnyHttpUrl, Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+SINGLE_PUT_BYTES = 5 << 30
+"""What S3 takes in one PUT."""
+
 
 class Settings(BaseSettings):
     """Settings of API, worker and sweeper; secrets are never printed."""
@@ -62,11 +65,21 @@ class Settings(BaseSettings):
     """From SIGTERM to SIGKILL of a trainer's process group."""
     presign_s: int = Field(3600, ge=1, le=604_800)
     """Life of a presigned link."""
+    data_prefixes: Annotated[list[str], NoDecode] = []
+    """Folders of the bucket, beside `uploads/`, whose objects a job may read as text (comma-separated)."""
+    upload_max_bytes: int = Field(SINGLE_PUT_BYTES, ge=1, le=SINGLE_PUT_BYTES)
+    """Size of the largest upload; one PUT of S3 carries at most 5 GiB."""
+    upload_days: int = Field(30, ge=1, le=36_500)
+    """Days after which an upload is deleted that no job names."""
+    retention_days: int | None = Field(None, ge=1, le=36_500)
+    """Days after its end until a job is deleted; an owner's own setting comes first. None: never."""
+    clean_s: float = Field(60.0, gt=0)
+    """How often the sweeper looks for what is to be deleted."""
     log_level: str = "INFO"
 
-    @field_validator("allowed_hosts", mode="before")
+    @field_validator("allowed_hosts", "data_prefixes", mode="before")
     @classmethod
-    def _split_hosts(cls, value: object) -> object:
+    def _split_words(cls, value: object) -> object:
         return (
             [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
         )
@@ -75,6 +88,14 @@ class Settings(BaseSettings):
     @classmethod
     def _split_roots(cls, value: object) -> object:
         return [part for part in value.split(os.pathsep) if part] if isinstance(value, str) else value
+
+    @field_validator("data_prefixes")
+    @classmethod
+    def _check_prefixes(cls, prefixes: list[str]) -> list[str]:
+        for prefix in prefixes:
+            if not prefix.strip("/") or prefix.startswith("/") or not prefix.endswith("/"):
+                raise ValueError(f"{prefix!r}: must name a folder of the bucket, such as 'data/'")
+        return prefixes
 
 
 def load_settings() -> Settings:

@@ -77,7 +77,7 @@ class Owner(Table):
     """Who submits: every job has one."""
 
     __tablename__ = "owners"
-    __table_args__ = (CheckConstraint("retention_days >= 0", "retention_days_not_negative"),)
+    __table_args__ = (CheckConstraint("retention_days BETWEEN 0 AND 36500", "retention_days_bounded"),)
 
     id: Mapped[str] = mapped_column(primary_key=True)
     name: Mapped[str] = mapped_column(unique=True)
@@ -307,6 +307,9 @@ class Worker(Table):
     """`cpu:0`, `cuda:1`."""
     resource_class: Mapped[str]
     memory_bytes: Mapped[int | None]
+    """What the worker may use of it; null where a GPU shares the machine's memory."""
+    device_name: Mapped[str | None]
+    """What its maker calls it, such as `NVIDIA H100 80GB HBM3`."""
     cache_keys: Mapped[list[str]] = mapped_column(server_default=text("'{}'"))
     started_at: Mapped[datetime] = mapped_column(server_default=func.now())
     last_seen_at: Mapped[datetime] = mapped_column(server_default=func.now())

@@ -32,7 +32,8 @@ PARTIAL_INDEXES = {
 
 def upgrade() -> None:
     op.add_column("owners", sa.Column("retention_days", sa.Integer(), nullable=True))
-    op.create_check_constraint(op.f("ck_owners_retention_days_not_negative"), "owners", "retention_days >= 0")
+    bounds = "retention_days BETWEEN 0 AND 36500"
+    op.create_check_constraint(op.f("ck_owners_retention_days_bounded"), "owners", bounds)
     for table, names in NEW_TIMES.items():
         for name in names:
             op.add_column(table, sa.Column(name, sa.DateTime(timezone=True), nullable=True))
@@ -90,5 +91,5 @@ def downgrade() -> None:
     for table, names in NEW_TIMES.items():
         for name in names:
             op.drop_column(table, name)
-    op.drop_constraint(op.f("ck_owners_retention_days_not_negative"), "owners")
+    op.drop_constraint(op.f("ck_owners_retention_days_bounded"), "owners")
     op.drop_column("owners", "retention_days")
