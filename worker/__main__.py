@@ -2,28 +2,33 @@
 
 import argparse
 import os
-import re
 import sys
 
+from dmsae.errors import InvalidConfig
 from dmsae.service.queue import class_queue, worker_queue
+from worker.devices import find_device
 from worker.runtime import make_worker_identity
-
-DEVICE = re.compile(r"(cpu|cuda):[0-9]{1,3}")
 
 
 def main(arguments: list[str] | None = None, *, app: str = "worker.app") -> None:
-    """Replace this process by Celery serving one device."""
+    """Replace this process by Celery serving one device; status 2 if there is no such device."""
     parser = argparse.ArgumentParser(prog="python -m worker", description=__doc__)
-    parser.add_argument("--device", default="cpu:0", help="cpu:0, cpu:1, ... (default: cpu:0)")
+    parser.add_argument("--device", default="cpu:0", help="cpu:0, cuda:1, ... (default: cpu:0)")
     device = parser.parse_args(arguments).device
-    if not DEVICE.fullmatch(device):
-        parser.error(f"--device = {device!r}: must be cpu:N or cuda:N")
-    os.execv(sys.executable, [sys.executable, *celery_arguments(device, app=app)])  # noqa: S606
+    try:
+        command = celery_arguments(device, app=app)
+    except InvalidConfig as error:
+        parser.error(error.message)
+    os.execv(sys.executable, [sys.executable, *command])  # noqa: S606
 
 
 def celery_arguments(device: str, *, app: str = "worker.app") -> list[str]:
-    """Give the arguments of `python` that start Celery for a device."""
-    worker = make_worker_identity(device)
+    """Give the arguments of `python` that start Celery for a device.
+
+    Raises:
+        InvalidConfig: this machine has no such device.
+    """
+    worker = make_worker_identity(find_device(device, os.environ))
     queues = f"{class_queue(worker.resource_class)},{worker_queue(worker.id)}"
     return [
         *("-m", "celery", "-A", app, "worker", "-P", "threads", "-c", "1"),

@@ -44,8 +44,8 @@ class Device:
             runtime.database.run(lambda session: register_worker(session, runtime.worker))
         except Unavailable as error:
             log.warning("worker_starts_without", error=error.message)
-        with hold_device(settings.lock_dir, name, kill_grace_s=settings.kill_grace_s):
-            log.info("device_seen", device=name)
+        with hold_device(settings.lock_dir, runtime.worker.slot, kill_grace_s=settings.kill_grace_s):
+            log.info("device_seen", device=name, slot=runtime.worker.slot)
         self._timer = IdleTimer(runtime)
         self._timer.start()
         log.info("worker_started", worker=runtime.worker.id, device=name)

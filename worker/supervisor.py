@@ -66,7 +66,7 @@ class Supervisor:
         self._claim = claim
         self._lock = lock
         self._output = TrainerOutput(make_redactor(runtime.settings))
-        self._folder = WorkFolder(runtime.settings.work_dir, runtime.worker.device)
+        self._folder = WorkFolder(runtime.settings.work_dir, runtime.worker.slot)
         self._last_report = Report()
         self._heartbeat = Heartbeat(runtime.settings, claim, self._output)
         self._log = log.bind(job=claim.job_id, cycle=claim.cycle_index, attempt=claim.attempt_number)
@@ -106,6 +106,7 @@ class Supervisor:
                 folder=self._folder.path,
                 lock_fd=self._lock.fd,
                 output=self._output,
+                visible_devices=self._runtime.visible_devices,
             )
         except OSError as error:
             return Verdict("crashed", "crashed", f"The trainer could not be started: {error.strerror}.")

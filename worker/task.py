@@ -15,7 +15,7 @@ log = structlog.get_logger()
 def run_one_cycle(runtime: Runtime, *, celery_task_id: str | None = None) -> str | None:
     """Run the best cycle that this worker may run; give the attempt's outcome, None if there was none."""
     settings = runtime.settings
-    with hold_device(settings.lock_dir, runtime.worker.device, kill_grace_s=settings.kill_grace_s) as lock:
+    with hold_device(settings.lock_dir, runtime.worker.slot, kill_grace_s=settings.kill_grace_s) as lock:
         if lock is None:
             log.info("device_busy", device=runtime.worker.device)
             return None

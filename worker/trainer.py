@@ -11,30 +11,39 @@ from typing import IO, BinaryIO, cast
 from worker.processes import group_members, kill_group
 from worker.trainer_output import TrainerOutput
 
-PASSED_ON = ("PATH", "HOME", "LANG", "TMPDIR", "PYTHONPATH", "CUDA_VISIBLE_DEVICES", "HF_HOME", "HF_TOKEN")
+PASSED_ON = ("PATH", "HOME", "LANG", "LD_LIBRARY_PATH", "TMPDIR", "PYTHONPATH", "HF_HOME", "HF_TOKEN")
 """Variables that a trainer may see; no credential of database, broker or store is among them."""
 PASSED_ON_PREFIXES = ("OMP_", "MKL_")
 READER_PATIENCE_S = 5.0
 
 
-def trainer_environment(environment: Mapping[str, str]) -> dict[str, str]:
-    """Pick from an environment what a trainer may see."""
-    return {
+def trainer_environment(environment: Mapping[str, str], *, visible_devices: str) -> dict[str, str]:
+    """Pick from an environment what a trainer may see, and of the GPUs its own alone."""
+    picked = {
         name: value
         for name, value in environment.items()
         if name in PASSED_ON or name.startswith(PASSED_ON_PREFIXES)
     }
+    return {**picked, "CUDA_VISIBLE_DEVICES": visible_devices}
 
 
 class Trainer:
     """A running trainer; start it in a thread that lives as long as it: it dies with that thread."""
 
-    def __init__(self, command: Sequence[str], *, folder: Path, lock_fd: int, output: TrainerOutput) -> None:
+    def __init__(
+        self,
+        command: Sequence[str],
+        *,
+        folder: Path,
+        lock_fd: int,
+        output: TrainerOutput,
+        visible_devices: str,
+    ) -> None:
         self.output = output
         self._process = subprocess.Popen(
             command,
             cwd=folder,
-            env=trainer_environment(os.environ),
+            env=trainer_environment(os.environ, visible_devices=visible_devices),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

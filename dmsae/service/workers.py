@@ -1,5 +1,6 @@
 """Who serves which device, and who is still there?"""
 
+import re
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -7,7 +8,10 @@ from sqlalchemy import func, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
+from dmsae.errors import FieldProblem, InvalidConfig
 from dmsae.service.tables import Worker
+
+DEVICE = re.compile(r"(cpu|cuda):(0|[1-9][0-9]{0,2})")
 
 
 @dataclass(frozen=True)
@@ -17,15 +21,46 @@ class WorkerIdentity:
     id: str
     hostname: str
     device: str
+    """`cpu:0`, `cuda:1`, as the host's processes count them."""
+    slot: str
+    """What tells the device from every other one of this host."""
     resource_class: str
-    memory_bytes: int
+    memory_bytes: int | None
+    device_name: str | None
 
 
-def identify_worker(hostname: str, device: str, *, memory_bytes: int) -> WorkerIdentity:
-    """Name the worker of a device such as `cpu:0`, whose resource class stands before the colon."""
-    resource_class = "cpu" if device.startswith("cpu") else "gpu"
-    worker_id = f"{hostname}.{device.replace(':', '-')}"
-    return WorkerIdentity(worker_id, hostname, device, resource_class, memory_bytes)
+def parse_device(name: str) -> tuple[str, int]:
+    """Take a device's name apart: `cuda:1` is `cuda` and 1.
+
+    Raises:
+        InvalidConfig: it is no device's name.
+    """
+    found = DEVICE.fullmatch(name)
+    if found is None:
+        rule = "must be cpu:N or cuda:N with N from 0 to 999, such as cpu:0"
+        raise InvalidConfig([FieldProblem("device", name, rule)])
+    return found[1], int(found[2])
+
+
+def identify_worker(
+    hostname: str,
+    device: str,
+    *,
+    memory_bytes: int | None,
+    device_name: str | None = None,
+    slot: str | None = None,
+) -> WorkerIdentity:
+    """Name the worker of a device of a host; without `slot` the device's own name tells it from others.
+
+    Raises:
+        InvalidConfig: it is no device's name.
+    """
+    kind, index = parse_device(device)
+    slot = slot or f"{kind}-{index}"
+    resource_class = {"cpu": "cpu", "cuda": "gpu"}[kind]
+    return WorkerIdentity(
+        f"{hostname}.{slot}", hostname, device, slot, resource_class, memory_bytes, device_name
+    )
 
 
 def register_worker(session: Session, worker: WorkerIdentity) -> None:
@@ -35,6 +70,7 @@ def register_worker(session: Session, worker: WorkerIdentity) -> None:
         "device": worker.device,
         "resource_class": worker.resource_class,
         "memory_bytes": worker.memory_bytes,
+        "device_name": worker.device_name,
         "last_seen_at": func.now(),
         "stopped_at": None,
     }

@@ -42,7 +42,11 @@ def test_importing_the_worker_loads_no_torch_and_reads_no_environment() -> None:
 def test_a_trainer_gets_an_allow_listed_environment() -> None:
     given = {"PATH": "p", "HF_TOKEN": "t", "OMP_NUM_THREADS": "2", "MKL_X": "1", "LANG": "C"}
     secret = {"DMSAE_DATABASE_URL": "x", "AWS_SECRET_ACCESS_KEY": "x", "PGPASSWORD": "x", "SHELL": "x"}
-    assert trainer_environment({**given, **secret}) == given
+    environment = {**given, **secret, "CUDA_VISIBLE_DEVICES": "0,1"}
+    assert trainer_environment(environment, visible_devices="GPU-a") == {
+        **given,
+        "CUDA_VISIBLE_DEVICES": "GPU-a",
+    }
 
 
 @pytest.mark.parametrize("path", ["/elsewhere/model", "{root}/../model", "{root}-more", "{root}/sly"])
