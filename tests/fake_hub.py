@@ -59,9 +59,7 @@ class FakeHub:
     """Files of which half is sent, and the rest once told."""
     is_closing: threading.Event = field(default_factory=threading.Event)
 
-    def add(
-        self, repo_id: str, folder: Path, *, kind: str = "models", revision: str = REVISION
-    ) -> Repository:
+    def add(self, repo_id: str, folder: Path, *, kind: str = "models") -> Repository:
         """Serve a folder as a repository of kind `models` or `datasets`."""
         return self.repositories.setdefault((kind, repo_id), Repository(folder))
 
