@@ -8,8 +8,9 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 import boto3
@@ -29,6 +30,8 @@ TRANSFER = TransferConfig(
     multipart_threshold=16 << 20, multipart_chunksize=8 << 20, max_concurrency=2, max_io_queue=8
 )
 """At most a few parts of 8 MiB in memory, whatever the size of the file."""
+ONE_PIECE = TransferConfig(multipart_threshold=5 << 30, max_concurrency=2, max_io_queue=8)
+"""A single PUT, as presigned links make it, streamed from the file; S3 takes at most 5 GiB so."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +41,24 @@ class StoredObject:
     key: str
     size_bytes: int
     sha256: str
+
+
+@dataclass(frozen=True)
+class ObjectFacts:
+    """What the store itself says of one object; other bytes have another etag."""
+
+    size_bytes: int
+    etag: str
+
+
+@dataclass(frozen=True)
+class PutLink:
+    """A link under which one file of one size can be put, once, without a key of ours."""
+
+    url: str
+    headers: dict[str, str]
+    """They are signed: the store refuses a PUT without them, or with others."""
+    expires_at: datetime
 
 
 class ObjectStore:
@@ -79,15 +100,18 @@ class ObjectStore:
                     raise Unavailable(f"The object store has no bucket {self._bucket!r}.") from error
                 raise
 
-    def put_file(self, key: str, path: Path) -> StoredObject:
+    def put_file(self, key: str, path: Path, *, is_one_piece: bool = False) -> StoredObject:
         """Upload one file, read it back, and compare size and sha256.
+
+        `is_one_piece` gives a large one the ETag that it has after a single PUT.
 
         Raises:
             Unavailable: the store does not answer, or what it holds differs from what was sent.
         """
         size_bytes, sha256 = _measure(path)
         with _translated(key):
-            self._client.upload_file(str(path), self._bucket, key, Config=TRANSFER)
+            transfer = ONE_PIECE if is_one_piece else TRANSFER
+            self._client.upload_file(str(path), self._bucket, key, Config=transfer)
             stored_bytes, stored_sha256 = self._measure_stored(key)
         if (stored_bytes, stored_sha256) != (size_bytes, sha256):
             raise Unavailable(
@@ -144,6 +168,41 @@ class ObjectStore:
                 ExpiresIn=self._presign_s,
             )
 
+    def presign_put(self, key: str, *, size_bytes: int, content_type: str | None = None) -> PutLink:
+        """Make a link on the public endpoint under which so many bytes can be put, if none are there."""
+        params: dict[str, Any] = {"ContentLength": size_bytes, "IfNoneMatch": "*"}
+        headers = {"Content-Length": str(size_bytes), "If-None-Match": "*"}
+        if content_type is not None:
+            params["ContentType"] = headers["Content-Type"] = content_type
+        expires_at = datetime.now(UTC) + timedelta(seconds=self._presign_s)
+        with _translated(key):
+            url = self._public.generate_presigned_url(
+                "put_object",
+                Params={"Bucket": self._bucket, "Key": key, **params},
+                ExpiresIn=self._presign_s,
+            )
+        return PutLink(url, headers, expires_at)
+
+    def describe(self, key: str) -> ObjectFacts:
+        """Ask for size and etag of one object, once, within 2 seconds.
+
+        Raises:
+            NotFound: there is no such object.
+            Unavailable: the store does not answer.
+        """
+        with _translated(key):
+            head = self._probe.head_object(Bucket=self._bucket, Key=key)
+        return ObjectFacts(head["ContentLength"], head["ETag"].strip('"'))
+
+    def delete(self, key: str) -> None:
+        """Delete one object; one that is not there stays so.
+
+        Raises:
+            Unavailable: the store does not answer, or kept it.
+        """
+        with _translated(key):
+            self._client.delete_object(Bucket=self._bucket, Key=key)
+
     def delete_prefix(self, prefix: str) -> int:
         """Delete every object under a prefix and abandon unfinished uploads there; give how many objects.
 
@@ -151,8 +210,7 @@ class ObjectStore:
             ValueError: the prefix does not end in a slash, so it might name a neighbour too.
             Unavailable: the store does not answer, or kept some object.
         """
-        if not prefix.endswith("/") or prefix == "/":
-            raise ValueError(f"prefix = {prefix!r}: must name a folder and end in '/'")
+        _require_folder(prefix)
         n_deleted = 0
         with _translated(prefix):
             for page in self._client.get_paginator("list_objects_v2").paginate(
@@ -161,14 +219,31 @@ class ObjectStore:
                 for item in page.get("Contents", []):
                     self._client.delete_object(Bucket=self._bucket, Key=item["Key"])
                     n_deleted += 1
-            for uploads in self._client.get_paginator("list_multipart_uploads").paginate(
+        self.abandon_uploads(prefix)
+        return n_deleted
+
+    def abandon_uploads(self, prefix: str, *, older_than_s: float = 0) -> int:
+        """Abandon uploads in parts under a prefix that began so long ago and never ended; give how many.
+
+        Raises:
+            ValueError: the prefix does not end in a slash, so it might name a neighbour too.
+            Unavailable: the store does not answer.
+        """
+        _require_folder(prefix)
+        before = datetime.now(UTC) - timedelta(seconds=older_than_s)
+        n_abandoned = 0
+        with _translated(prefix):
+            for page in self._client.get_paginator("list_multipart_uploads").paginate(
                 Bucket=self._bucket, Prefix=prefix
             ):
-                for upload in uploads.get("Uploads", []):
+                for upload in page.get("Uploads", []):
+                    if older_than_s and upload["Initiated"] > before:
+                        continue
                     self._client.abort_multipart_upload(
                         Bucket=self._bucket, Key=upload["Key"], UploadId=upload["UploadId"]
                     )
-        return n_deleted
+                    n_abandoned += 1
+        return n_abandoned
 
     def close(self) -> None:
         """Close the pooled connections."""
@@ -193,6 +268,11 @@ class ObjectStore:
                 digest.update(chunk)
                 size_bytes += len(chunk)
         return size_bytes, digest.hexdigest()
+
+
+def _require_folder(prefix: str) -> None:
+    if not prefix.endswith("/") or prefix == "/":
+        raise ValueError(f"prefix = {prefix!r}: must name a folder and end in '/'")
 
 
 def _client(settings: Settings, endpoint_url: str, *, read_timeout_s: float, n_tries: int) -> "S3Client":

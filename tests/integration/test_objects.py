@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -107,3 +108,45 @@ def test_a_large_upload_needs_little_memory(stack_env: dict[str, str], tmp_path:
         [sys.executable, "-c", UPLOAD, str(path)], env=stack_env, capture_output=True, text=True, check=True
     )
     assert int(done.stdout) < 150
+
+
+def test_a_put_link_takes_one_file_of_one_size_once(store: ObjectStore, file: Path) -> None:
+    key, content = prefix_of(file) + "put.txt", b"five!"
+    link = store.presign_put(key, size_bytes=len(content), content_type="text/plain")
+
+    def put(body: bytes, **headers: str) -> int:
+        return httpx.put(link.url, content=body, headers=headers, trust_env=False).status_code
+
+    signed = {"If-None-Match": "*", "Content-Type": "text/plain"}
+    assert link.headers == {**signed, "Content-Length": "5"}
+    assert put(b"longer", **signed) == 403
+    assert put(content, **{"Content-Type": "text/plain"}) == 403
+    with pytest.raises(NotFound):
+        store.describe(key)
+    assert put(content, **signed) == 200
+    before = store.describe(key)
+    assert put(b"other", **signed) == 412
+    assert store.describe(key) == before
+    assert before.size_bytes == 5
+    store.delete(key)
+    store.delete(key)
+    with pytest.raises(NotFound):
+        store.describe(key)
+
+
+def test_other_bytes_have_another_etag(store: ObjectStore, file: Path) -> None:
+    key = store.put_file(prefix_of(file) + "a.bin", file).key
+    first = store.describe(key)
+    file.write_bytes(file.read_bytes()[::-1])
+    store.put_file(key, file)
+    assert store.describe(key).etag != first.etag
+    assert store.describe(key).size_bytes == first.size_bytes
+
+
+def test_only_uploads_in_parts_that_began_long_ago_are_abandoned(store: ObjectStore, file: Path) -> None:
+    prefix = prefix_of(file)
+    store._client.create_multipart_upload(Bucket=store._bucket, Key=prefix + "a")
+    time.sleep(1.2)
+    assert store.abandon_uploads(prefix, older_than_s=3600) == 0
+    assert store.abandon_uploads(prefix, older_than_s=0.1) == 1
+    assert store.abandon_uploads(prefix) == 0
