@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from dmsae.config import CycleSpec
+from dmsae.config import SPEC_VERSION, CycleSpec
 from dmsae.cycle import FAILED, as_failure, main, read_spec
 from dmsae.cycle_steps import run_cycle
 from dmsae.errors import CycleFailed
@@ -261,7 +261,7 @@ def test_an_unknown_field_or_a_newer_version_of_a_spec_is_refused_by_name(model,
         read_spec(write_spec(tmp_path / "typo.json", spec))
     assert caught.value.failure == "spec_unsupported"
     with pytest.raises(CycleFailed) as caught:
-        read_spec(write_spec(tmp_path / "newer.json", {**tiny_spec(model), "spec_version": 2}))
+        read_spec(write_spec(tmp_path / "newer.json", {**tiny_spec(model), "spec_version": SPEC_VERSION + 1}))
     assert (caught.value.failure, caught.value.param) == ("spec_unsupported", "spec_version")
 
 

@@ -20,7 +20,7 @@ from dmsae.selection import Selection, build_core, lineage_record, select
 from dmsae.training import Trainer
 from tests.spliced import PROVENANCE, rms_of
 from tests.tiny import tiny_spec
-from tests.unit.test_training import Batches
+from tests.trained import Batches
 
 D_MODEL, N_DIRECTIONS, N_READ = 32, 20, 5
 FIRES = 0.1
@@ -32,7 +32,7 @@ class World(NamedTuple):
 
     directions: Tensor
 
-    def __call__(self, resid: Tensor, _is_token: Tensor) -> Tensor:
+    def __call__(self, _batch: ContextBatch | None, resid: Tensor) -> Tensor:
         """Run the layers above: each read direction speaks for a token of its own, one token for none."""
         logits = 4 * resid @ self.directions[:N_READ].T
         return torch.cat([logits, torch.ones(*resid.shape[:2], 1)], dim=-1)
@@ -46,9 +46,10 @@ class World(NamedTuple):
         noise = 0.02 * torch.randn(*shape, D_MODEL, generator=generator)
         resid = (fires * strengths) @ self.directions + noise
         everywhere = torch.ones(shape, dtype=torch.bool)
-        probabilities = self(resid, everywhere).softmax(dim=-1).flatten(0, 1)
+        probabilities = self(None, resid).softmax(dim=-1).flatten(0, 1)
         spoken = torch.multinomial(probabilities, 1, generator=generator).view(shape)
-        return ContextBatch(spoken.roll(1, dims=1), everywhere, torch.arange(n_contexts), resid, everywhere)
+        documents = torch.arange(n_contexts)[:, None].expand(shape)
+        return ContextBatch(spoken.roll(1, dims=1), everywhere, documents, resid, everywhere)
 
 
 class Cycle(NamedTuple):
@@ -77,7 +78,7 @@ def run_cycle(world: World, *, cycle_index: int, given: Core | None) -> Cycle:
     trainer = Trainer(spec.config, given, Batches(tokens / rms, BATCH_TOKENS), seed=cycle_index)
     for _ in trainer.run():
         pass
-    sae = trainer.finish()
+    sae = trainer.finish().sae
     batches = [world.contexts(200, seed=100)]
     attribution = attribute(batches, world, sae, rms=rms, config=spec.config.attribution)
     selection = select(attribution, sae, spec=spec, given=given)

@@ -1,11 +1,9 @@
-"""Claims about the SAE: what it encodes and decodes, what BatchTopK keeps, how it starts around a core."""
+"""Claims about the SAE: what it encodes and decodes, how it starts around a core."""
 
 import math
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from torch import Tensor
 
 from dmsae.config import SaeConfig
@@ -15,7 +13,6 @@ from dmsae.sae import (
     CoreLatent,
     MatryoshkaSae,
     Provenance,
-    batch_topk,
     geometric_median,
     init_sae,
     normalise_rows_,
@@ -83,44 +80,6 @@ def test_leading_dimensions_are_kept() -> None:
     acts = HAND_SET.encode(x)
     assert acts.shape == (3, 4, 3)
     torch.testing.assert_close(HAND_SET.decode(acts)[1, 2], HAND_SET.decode(HAND_SET.encode(x[1, 2])))
-
-
-def kept_by_plain_python(values: list[float], budget: int) -> list[float]:
-    order = sorted((i for i, value in enumerate(values) if value > 0), key=lambda i: (-values[i], i))
-    kept = set(order[: max(budget, 0)])
-    return [value if i in kept else 0.0 for i, value in enumerate(values)]
-
-
-@given(
-    values=st.lists(st.sampled_from([-2.0, -1.0, 0.0, 0.25, 0.5, 1.0, 3.0]), min_size=1, max_size=40),
-    n_rows=st.sampled_from([1, 2, 3]),
-    budget=st.integers(0, 60),
-)
-def test_batch_topk_keeps_what_a_plain_sort_keeps_with_many_ties(
-    values: list[float], n_rows: int, budget: int
-) -> None:
-    acts = torch.tensor(values * n_rows).view(n_rows, -1)
-    expected = torch.tensor(kept_by_plain_python(values * n_rows, budget)).view(n_rows, -1)
-    assert torch.equal(batch_topk(acts, budget), expected)
-
-
-def test_batch_topk_spends_the_budget_over_the_whole_batch_and_not_per_token() -> None:
-    acts = rows([5.0, 4.0, 3.0], [1.0, 2.0, 0.5])
-    assert torch.equal(batch_topk(acts, 3), rows([5.0, 4.0, 3.0], [0.0, 0.0, 0.0]))
-
-
-def test_equal_values_at_the_border_are_kept_by_lower_flat_index() -> None:
-    assert torch.equal(batch_topk(torch.ones(2, 3), 4), rows([1.0, 1.0, 1.0], [1.0, 0.0, 0.0]))
-
-
-def test_gradients_flow_to_kept_values_alone() -> None:
-    acts = rows([5.0, 4.0], [-1.0, 6.0]).requires_grad_()
-    batch_topk(acts, 2).sum().backward()
-    assert torch.equal(acts.grad, rows([1.0, 0.0], [0.0, 1.0]))
-
-
-def test_a_nan_among_the_activations_is_not_hidden() -> None:
-    assert batch_topk(rows([1.0, float("nan")], [2.0, 3.0]), 1).isnan().any()
 
 
 def test_the_geometric_median_of_points_on_a_line_is_their_middle_and_ignores_an_outlier() -> None:

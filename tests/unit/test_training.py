@@ -1,211 +1,32 @@
-"""Claims about training: losses and gradients, what is frozen, what the threshold gives, what is learned."""
-
-from collections.abc import Iterator
-from typing import Any
+"""Claims about training: one step, what is frozen, what ends it, the same bits, what is learned."""
 
 import pytest
 import torch
 from torch import Tensor
 
-from dmsae.config import DistillationConfig, TrainingConfig
+from dmsae.config import TrainingConfig
 from dmsae.errors import CycleFailed, DmsaeError
-from dmsae.losses import Losses, dead_latent_loss, reconstruction_losses, total_loss
-from dmsae.sae import Core, MatryoshkaSae, batch_topk, decode_prefixes, normalise_rows_
-from dmsae.training import (
-    Progress,
-    Trainer,
-    inference_threshold,
-    learning_rate,
-    remove_radial_gradient_,
+from dmsae.sae import Core, normalise_rows_
+from dmsae.training import Trainer, learning_rate, remove_radial_gradient_
+from tests.trained import (
+    BATCH,
+    D_MODEL,
+    N_LATENTS,
+    SPARSITIES,
+    Batches,
+    K,
+    assert_same_bits,
+    encoded,
+    make_config,
+    make_trainer,
+    name_of,
+    random_x,
+    tensors_of,
+    trained,
+    twin_acts,
+    twin_loss,
 )
 from tests.unit.test_sae import make_core
-
-D_MODEL, N_LATENTS, K, BATCH = 12, 40, 4, 32
-
-
-class Batches:
-    """A stream over batches that are all in memory."""
-
-    def __init__(self, x: Tensor, batch_tokens: int = BATCH) -> None:
-        self.batches = x.split(batch_tokens)
-        self.n_steps = len(self.batches)
-        self.step = 0
-
-    def __iter__(self) -> Iterator[Tensor]:
-        return self
-
-    def __next__(self) -> Tensor:
-        if self.step >= len(self.batches):
-            raise StopIteration
-        self.step += 1
-        return self.batches[self.step - 1]
-
-    def seek(self, step: int, /) -> None:
-        self.step = step
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"step": self.step}
-
-    def load_state_dict(self, state: dict[str, Any], /) -> None:
-        self.step = state["step"]
-
-
-def make_config(*, sae: dict[str, Any] | None = None, **training: Any) -> DistillationConfig:
-    return DistillationConfig.model_validate(
-        {
-            "n_cycles": 1,
-            "model": {"source": "builtin", "name": "smollm2-135m"},
-            "data": {"text": {"source": "builtin", "name": "python-topics"}},
-            "activations": {"layer": 0},
-            "sae": {"n_latents": N_LATENTS, "k": K, "block_widths": [6, 14], **(sae or {})},
-            "training": {"batch_tokens": BATCH, "lr": 1e-2, **training},
-        }
-    )
-
-
-def random_x(n_tokens: int, *, d_model: int = D_MODEL, seed: int = 0) -> Tensor:
-    return torch.randn(n_tokens, d_model, generator=torch.Generator().manual_seed(seed)) / d_model**0.5
-
-
-def make_trainer(
-    config: DistillationConfig, *, core: Core | None = None, n_steps: int = 12, seed: int = 0
-) -> Trainer:
-    return Trainer(config, core, Batches(random_x(n_steps * BATCH)), seed=seed)
-
-
-def trained(config: DistillationConfig, **arguments: Any) -> tuple[Trainer, list[Progress]]:
-    trainer = make_trainer(config, **arguments)
-    return trainer, list(trainer.run())
-
-
-def tensors_of(sae: MatryoshkaSae) -> dict[str, Tensor]:
-    return {name: value for name, value in vars(sae).items() if isinstance(value, Tensor)}
-
-
-def assert_same_bits(one: MatryoshkaSae, other: MatryoshkaSae) -> None:
-    for name, tensor in tensors_of(one).items():
-        assert torch.equal(tensor, tensors_of(other)[name]), name
-
-
-# ---- losses against a slow plain twin
-
-
-def twin_loss(
-    x: Tensor, parameters: dict[str, Tensor], *, k: int, widths: list[int], is_dead: Tensor
-) -> tuple[Tensor, Tensor]:
-    """One full dense decode per prefix, token by token where it matters, in float64."""
-    W_enc, b_enc, W_dec, b_dec = (parameters[name] for name in ("W_enc", "b_enc", "W_dec", "b_dec"))
-    pre_acts = (x - b_dec) @ W_enc + b_enc
-    acts = torch.relu(pre_acts)
-    border = acts.detach().flatten().sort(descending=True).values[k * len(x) - 1]
-    acts = acts * (acts.detach() >= border)
-    prefixes = []
-    for width in widths:
-        mask = (torch.arange(acts.shape[1]) < width).to(acts.dtype)
-        x_hat = (acts * mask) @ W_dec + b_dec
-        prefixes.append(
-            sum(((row - row_hat) ** 2).sum() for row, row_hat in zip(x, x_hat, strict=True)) / len(x)
-        )
-    residual = (x - x_hat).detach()
-    missed, spread = torch.zeros((), dtype=x.dtype), torch.zeros((), dtype=x.dtype)
-    for t in range(len(x)):
-        dead = sorted(is_dead.nonzero().flatten().tolist(), key=lambda i: -pre_acts[t, i].item())
-        r_hat = sum(pre_acts[t, i] * W_dec[i] for i in dead[: x.shape[1] // 2])
-        missed = missed + ((residual[t] - r_hat) ** 2).sum() / len(x)
-        spread = spread + ((residual[t] - residual.mean(dim=0)) ** 2).sum() / len(x)
-    return torch.stack(prefixes), missed / spread
-
-
-@pytest.mark.parametrize("n_dead", [1, 6, 15])
-def test_losses_and_gradients_equal_those_of_a_plain_twin(n_dead: int) -> None:
-    generator = torch.Generator().manual_seed(2)
-    plain = {
-        "W_enc": torch.randn(D_MODEL, N_LATENTS, generator=generator, dtype=torch.float64),
-        "b_enc": 0.1 * torch.randn(N_LATENTS, generator=generator, dtype=torch.float64),
-        "W_dec": torch.randn(N_LATENTS, D_MODEL, generator=generator, dtype=torch.float64),
-        "b_dec": 0.1 * torch.randn(D_MODEL, generator=generator, dtype=torch.float64),
-    }
-    x, widths = random_x(BATCH, seed=3).double(), [6, 14, N_LATENTS]
-    is_dead = torch.zeros(N_LATENTS, dtype=torch.bool)
-    is_dead[torch.randperm(N_LATENTS, generator=generator)[:n_dead]] = True
-    fast = {name: tensor.clone().requires_grad_() for name, tensor in plain.items()}
-    slow = {name: tensor.clone().requires_grad_() for name, tensor in plain.items()}
-
-    pre_acts = (x - fast["b_dec"]) @ fast["W_enc"] + fast["b_enc"]
-    x_hats = decode_prefixes(
-        batch_topk(pre_acts, K * BATCH), fast["W_dec"], fast["b_dec"], prefix_widths=widths
-    )
-    dead = dead_latent_loss(x - x_hats[-1], pre_acts, fast["W_dec"], is_dead=is_dead)
-    losses = Losses(reconstruction_losses(x, x_hats), dead)
-    total_loss(losses, aux_coefficient=1 / 32, is_mean=False).backward()
-    prefixes, aux = twin_loss(x, slow, k=K, widths=widths, is_dead=is_dead)
-    (prefixes.sum() + aux / 32).backward()
-
-    torch.testing.assert_close(losses.prefixes, prefixes)
-    torch.testing.assert_close(losses.dead, aux)
-    for name, parameter in fast.items():
-        torch.testing.assert_close(parameter.grad, slow[name].grad, msg=name)
-
-
-def test_the_mean_of_the_prefix_losses_is_the_whole_sum_divided_by_their_number() -> None:
-    losses = Losses(torch.tensor([3.0, 2.0, 1.0]), torch.tensor(0.5))
-    assert total_loss(losses, aux_coefficient=2.0, is_mean=False).item() == 7.0
-    assert total_loss(losses, aux_coefficient=2.0, is_mean=True).item() == pytest.approx(7 / 3)
-
-
-def test_with_one_prefix_the_loss_is_that_of_a_plain_batchtopk_sae() -> None:
-    acts, W_dec, b_dec = random_x(5, d_model=8), random_x(8, d_model=3), random_x(1, d_model=3)[0]
-    x = random_x(5, d_model=3, seed=1)
-    losses = reconstruction_losses(x, decode_prefixes(acts, W_dec, b_dec, prefix_widths=[8]))
-    plain = (x - (acts @ W_dec + b_dec)).square().sum(dim=1).mean()
-    torch.testing.assert_close(losses.sum(), plain)
-
-
-def test_losses_of_hand_set_reconstructions_are_known() -> None:
-    x = torch.tensor([[1.0, 2.0], [3.0, 0.0]])
-    losses = reconstruction_losses(x, [torch.zeros(2, 2), x - 1.0])
-    assert losses.tolist() == [(1 + 4 + 9) / 2, 2.0]
-
-
-ONE_DEAD = torch.tensor([False, True])
-
-
-def test_the_dead_latent_loss_is_zero_without_dead_latents_or_without_a_varying_residual() -> None:
-    pre_acts, W_dec = random_x(4, d_model=2), torch.eye(2)
-    for residual, is_dead in [
-        (random_x(4, d_model=2, seed=1), torch.tensor([False, False])),
-        (torch.zeros(4, 2), ONE_DEAD),
-        (torch.ones(4, 2), ONE_DEAD),
-        (random_x(1, d_model=2), ONE_DEAD),
-    ]:
-        assert dead_latent_loss(residual, pre_acts[: len(residual)], W_dec, is_dead=is_dead).item() == 0.0
-
-
-def test_the_dead_latent_loss_is_one_for_a_reconstruction_of_zero_around_a_zero_mean() -> None:
-    residual = torch.tensor([[1.0, 0.0], [-1.0, 0.0]])
-    assert dead_latent_loss(residual, torch.zeros(2, 2), torch.eye(2), is_dead=ONE_DEAD).item() == 1.0
-    explained = dead_latent_loss(residual.flip(1), residual.flip(1), torch.eye(2), is_dead=ONE_DEAD)
-    assert explained.item() == 0.0
-
-
-def test_a_dead_latent_gets_a_gradient_though_its_pre_activation_is_negative() -> None:
-    pre_acts = torch.tensor([[0.5, -1.0], [0.5, -2.0]]).requires_grad_()
-    W_dec = torch.eye(2).requires_grad_()
-    residual = torch.tensor([[1.0, 0.0], [0.0, 1.0]]).requires_grad_()
-    dead_latent_loss(residual, pre_acts, W_dec, is_dead=ONE_DEAD).backward()
-    assert (pre_acts.grad[:, 1] != 0).all()
-    assert not pre_acts.grad[:, 0].any()
-    assert not W_dec.grad[0].any()
-    assert residual.grad is None
-
-
-def test_at_most_half_of_d_model_dead_latents_reconstruct_a_token() -> None:
-    residual = torch.tensor([[1.0, 1.0], [-1.0, -1.0]])
-    pre_acts = torch.tensor([[0.9, 0.8], [-0.7, -0.6]]).requires_grad_()
-    loss = dead_latent_loss(residual, pre_acts, torch.eye(2), is_dead=torch.tensor([True, True]))
-    loss.backward()
-    assert pre_acts.grad.ne(0).tolist() == [[True, False], [False, True]]
-
 
 # ---- one step
 
@@ -248,12 +69,13 @@ def test_clipping_holds_the_gradient_to_its_norm_and_is_counted() -> None:
     assert [step.clipped_fraction for step in free] == [0.0] * 12
 
 
-def test_the_core_encoder_stays_bit_for_bit_while_all_else_moves() -> None:
+@pytest.mark.parametrize("sparsity", SPARSITIES, ids=name_of)
+def test_the_core_encoder_stays_bit_for_bit_while_all_else_moves(sparsity: dict[str, str]) -> None:
     core = make_core(D_MODEL, 5)
-    trainer = make_trainer(make_config(), core=core)
+    trainer = make_trainer(make_config(sae=sparsity), core=core)
     start = trainer.sae()
     list(trainer.run())
-    sae = trainer.finish()
+    sae = trainer.finish().sae
     assert torch.equal(sae.W_enc[:, :5], core.W_enc)
     assert (sae.W_dec[:5] != start.W_dec[:5]).any(dim=1).all()
     assert (sae.b_enc[:5] != 0).all()
@@ -312,9 +134,11 @@ def test_latents_count_as_dead_after_so_many_tokens_and_the_dead_ones_are_revive
     assert shares[1.0] < shares[0.0] / 2
 
 
-def test_training_equals_a_plain_loop_written_out() -> None:
-    config = make_config(dead_after_tokens=2 * BATCH, grad_clip_norm=0.3, aux_coefficient=0.5)
+@pytest.mark.parametrize("sparsity", SPARSITIES, ids=name_of)
+def test_training_equals_a_plain_loop_written_out(sparsity: dict[str, str]) -> None:
+    config = make_config(sae=sparsity, dead_after_tokens=2 * BATCH, grad_clip_norm=0.3, aux_coefficient=0.5)
     trainer = make_trainer(config, core=make_core(D_MODEL, 5))
+    n_exempt = 5 if sparsity["core_sparsity"] == "exempt" else 0
     start = trainer.sae()
     plain = {name: tensors_of(start)[name].clone().requires_grad_() for name in ("b_enc", "W_dec", "b_dec")}
     core_W_enc, W_enc = start.W_enc[:, :5], start.W_enc[:, 5:].clone().requires_grad_()
@@ -324,12 +148,13 @@ def test_training_equals_a_plain_loop_written_out() -> None:
 
     for step, x in enumerate(random_x(12 * BATCH).split(BATCH)):
         parameters = {"W_enc": torch.cat([core_W_enc, W_enc], dim=1), **plain}
-        with torch.no_grad():
-            pre_acts = (x - plain["b_dec"]) @ parameters["W_enc"] + plain["b_enc"]
-            border = pre_acts.flatten().sort(descending=True).values[K * BATCH - 1]
-        last_selected[(pre_acts >= border).any(dim=0)] = step + 1
+        acts = twin_acts(
+            encoded(x, parameters), n_exempt=n_exempt, is_dynamic=sparsity.get("noncore_budget") == "dynamic"
+        )
+        last_selected[(acts > 0).any(dim=0)] = step + 1
         is_dead = step + 1 - last_selected >= 2
-        prefixes, aux = twin_loss(x, parameters, k=K, widths=start.prefix_widths, is_dead=is_dead)
+        is_dead[:n_exempt] = False
+        prefixes, aux = twin_loss(x, parameters, acts, widths=start.prefix_widths, is_dead=is_dead)
         optimizer.zero_grad()
         (prefixes.sum() + 0.5 * aux).backward()
         gradients = [W_enc.grad, *(tensor.grad for tensor in plain.values())]
@@ -400,69 +225,17 @@ def test_a_gradient_that_overflows_is_named_and_no_weight_moves() -> None:
     assert_same_bits(trainer.sae(), before)
 
 
-# ---- the inference threshold
-
-
-def threshold_of(sae: MatryoshkaSae, x: Tensor, k: int, *, batch_tokens: int = 16) -> Tensor:
-    return inference_threshold(sae, x.split(batch_tokens), k, n_tokens=len(x))
-
-
-def identity_sae(n_latents: int) -> MatryoshkaSae:
-    eye, zero = torch.eye(n_latents), torch.zeros(n_latents)
-    return MatryoshkaSae(
-        W_enc=eye, b_enc=zero, W_dec=eye, b_dec=zero, threshold=zero, prefix_widths=[n_latents], n_core=0
-    )
-
-
-def test_a_hand_set_threshold_lies_just_below_the_last_activation_that_fits() -> None:
-    sae = identity_sae(3)
-    x = torch.tensor([[5.0, 4.0, -1.0], [3.0, 2.0, 1.0]])
-    threshold = threshold_of(sae, x, 2)
-    assert threshold.shape == (3,)
-    assert (threshold < 2.0).all()
-    torch.testing.assert_close(threshold, torch.full((3,), 2.0))
-
-
-def test_ties_at_the_border_leave_the_mean_l0_just_below_k() -> None:
-    x = torch.tensor([[5.0, 2.0, -1.0], [2.0, 2.0, 1.0]])
-    assert torch.equal(threshold_of(identity_sae(3), x, 1), torch.full((3,), 2.0))
-
-
-def test_ties_that_all_fit_are_all_kept() -> None:
-    x = torch.tensor([[2.0, 2.0, -1.0], [2.0, 2.0, 1.0]])
-    assert (threshold_of(identity_sae(3), x, 2) < 2.0).all()
-
-
-def test_with_too_few_positive_activations_the_threshold_is_zero() -> None:
-    x = torch.tensor([[5.0, -2.0, -1.0], [-2.0, -2.0, 1.0]])
-    assert not threshold_of(identity_sae(3), x, 2).any()
-    assert (threshold_of(identity_sae(3), x, 1) < 1.0).all()
-
-
-@pytest.mark.parametrize("batch_tokens", [1, 7, 64, 500])
-def test_merging_batch_by_batch_finds_the_same_value_as_one_sort(batch_tokens: int) -> None:
-    x = random_x(500, d_model=30).round(decimals=2)
-    ordered = x.flatten().sort(descending=True).values
-    threshold = threshold_of(identity_sae(30), x, 3, batch_tokens=batch_tokens)[0]
-    at_most = (ordered > threshold).sum()
-    assert at_most <= 1500 < at_most + (ordered == ordered[1499]).sum() + 1
-    assert (ordered >= ordered[1499]).sum() > 1500
-    assert threshold == ordered[1499]
+# ---- the finished SAE
 
 
 def test_the_finished_sae_has_a_mean_l0_of_k_on_the_tokens_of_its_threshold() -> None:
     for threshold_tokens, n_used in [(3 * BATCH - 1, 3), (10**6, 12)]:
         trainer, _ = trained(make_config(threshold_tokens=threshold_tokens))
-        sae = trainer.finish()
+        sae = trainer.finish().sae
         x = random_x(12 * BATCH)[: n_used * BATCH]
         n_active = sum(int((sae.encode(batch) > 0).sum()) for batch in x.split(BATCH))
         assert n_active == K * len(x)
         assert (sae.threshold == sae.threshold[0]).all()
-
-
-def test_a_threshold_needs_as_many_tokens_as_were_promised() -> None:
-    with pytest.raises(CycleFailed, match="n_tokens = 4"):
-        inference_threshold(identity_sae(3), [torch.ones(4, 3)], 1, n_tokens=5)
 
 
 def test_an_sae_is_finished_only_after_its_last_step() -> None:
@@ -475,20 +248,23 @@ def test_an_sae_is_finished_only_after_its_last_step() -> None:
 # ---- same bits
 
 
-def test_the_same_seed_gives_the_same_bits_and_another_seed_others() -> None:
-    config, core = make_config(dead_after_tokens=BATCH), make_core(D_MODEL, 5)
+@pytest.mark.parametrize("sparsity", SPARSITIES, ids=name_of)
+def test_the_same_seed_gives_the_same_bits_and_another_seed_others(sparsity: dict[str, str]) -> None:
+    config, core = make_config(sae=sparsity, dead_after_tokens=BATCH), make_core(D_MODEL, 5)
     one, steps = trained(config, core=core)
     torch.rand(3)
     same, same_steps = trained(config, core=core)
     other, _ = trained(config, core=core, seed=1)
     assert steps == same_steps
-    assert_same_bits(one.finish(), same.finish())
-    assert not torch.equal(one.finish().W_dec, other.finish().W_dec)
+    assert_same_bits(one.finish().sae, same.finish().sae)
+    assert not torch.equal(one.finish().sae.W_dec, other.finish().sae.W_dec)
 
 
 @pytest.mark.parametrize("stop", [0, 1, 5, 11, 12])
-def test_stopped_and_resumed_equals_never_stopped(stop: int) -> None:
-    config, core = make_config(dead_after_tokens=2 * BATCH, grad_clip_norm=0.05), make_core(D_MODEL, 5)
+@pytest.mark.parametrize("sparsity", SPARSITIES, ids=name_of)
+def test_stopped_and_resumed_equals_never_stopped(sparsity: dict[str, str], stop: int) -> None:
+    config = make_config(sae=sparsity, dead_after_tokens=2 * BATCH, grad_clip_norm=0.05)
+    core = make_core(D_MODEL, 5)
     whole, steps = trained(config, core=core)
     first = make_trainer(config, core=core)
     run = first.run()
@@ -502,8 +278,9 @@ def test_stopped_and_resumed_equals_never_stopped(stop: int) -> None:
     after = list(resumed.run())
 
     assert before + after == steps
-    assert_same_bits(resumed.finish(), whole.finish())
-    assert_same_bits(first.finish(), whole.finish())
+    assert_same_bits(resumed.finish().sae, whole.finish().sae)
+    assert resumed.finish().noncore_budget == whole.finish().noncore_budget
+    assert_same_bits(first.finish().sae, whole.finish().sae)
     again = make_trainer(config, core=core)
     again.load_state_dict(state)
     assert list(again.run()) == after
@@ -511,9 +288,9 @@ def test_stopped_and_resumed_equals_never_stopped(stop: int) -> None:
 
 def test_finishing_leaves_trainer_and_stream_as_they_were() -> None:
     trainer, _ = trained(make_config(threshold_tokens=3 * BATCH))
-    stream_before, once = trainer._stream.state_dict(), trainer.finish()
+    stream_before, once = trainer._stream.state_dict(), trainer.finish().sae
     assert trainer._stream.state_dict() == stream_before
-    assert_same_bits(trainer.finish(), once)
+    assert_same_bits(trainer.finish().sae, once)
 
 
 # ---- what is learned
@@ -534,7 +311,7 @@ def test_planted_sparse_directions_are_learned() -> None:
     config = make_config(sae={"n_latents": 48, "k": 3, "block_widths": [24, 32]}, lr=5e-3)
     trainer = Trainer(config, None, Batches(x, 128), seed=0)
     *_, last = trainer.run()
-    sae = trainer.finish()
+    sae = trainer.finish().sae
     found = (directions @ sae.W_dec.T).max(dim=1).values
     assert last.explained_variance is not None
     assert last.explained_variance > 0.85
