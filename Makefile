@@ -1,6 +1,6 @@
 # Two commands for a fresh machine: `make demo` and `make test`. `make help` lists the rest.
 .DEFAULT_GOAL := help
-.PHONY: help demo test check lint types contracts bench clean
+.PHONY: help demo test check lint types contracts interop bench clean
 
 VENV ?= .venv
 PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do \
@@ -41,8 +41,12 @@ types: $(VENV)/.dev  ## Check types, strictly
 contracts: $(VENV)/.dev  ## Check which room may import which
 	$(BIN)/lint-imports
 
-check: lint types contracts  ## All of the above, and the tests with branch coverage
-	$(MAKE) test PYTEST_ARGS="--cov --cov-report=term-missing:skip-covered $(PYTEST_ARGS)"
+interop: $(VENV)/.dev  ## Open our folders in SAELens and dictionary_learning, in an environment of their own
+	$(BIN)/python -m tests.interop.environment
+	$(BIN)/python -m pytest tests/interop
+
+check: lint types contracts interop  ## All of the above, and the tests with branch coverage
+	$(MAKE) test PYTEST_ARGS="--ignore=tests/interop --cov --cov-report=term-missing:skip-covered $(PYTEST_ARGS)"
 
 bench: $(VENV)/.local  ## Print the demo's phases as JSON lines
 	$(BIN)/python -m bench $(ROWS)
