@@ -115,12 +115,14 @@ def demo(
 
 @app.command()
 def worker(
-    device: Annotated[str, typer.Option("--device", help="cpu:0, cpu:1, ...")] = "cpu:0",
+    device: Annotated[str, typer.Option("--device", help="cpu:0, cuda:1, ...")] = "cpu:0",
     data: Data = DEFAULT_DATA,
 ) -> None:
     """Serve one device, with settings from `DMSAE_*` or, for what they leave out, from the local stack."""
     from dmsae.local import daemon, paths
+    from dmsae.service.workers import parse_device
 
+    parse_device(device)
     env = {**daemon.stack_environment(data), "PYTHONPATH": str(paths.find_checkout())}
     command = [sys.executable, "-m", "worker", "--device", device]
     os.execve(sys.executable, command, env)  # noqa: S606 - our own worker, no shell is meant
@@ -165,6 +167,21 @@ def restore(
     with open_stores(data, is_alone=True) as settings:
         made = restore_backup(folder, settings)
     typer.echo(f"Restored {_contents(made)}, as of {made.created_at}. What ran then is queued again.")
+
+
+@app.command("make-bucket")
+def make_bucket() -> None:
+    """Make the object store's bucket unless it is there, with settings from `DMSAE_*`."""
+    from dmsae.service.objects import ObjectStore
+    from dmsae.service.settings import load_settings
+
+    settings = load_settings()
+    store = ObjectStore(settings)
+    try:
+        store.ensure_bucket()
+    finally:
+        store.close()
+    typer.echo(f"The bucket {settings.s3_bucket!r} is there.")
 
 
 @keys_app.command("create")
@@ -255,10 +272,11 @@ def _in_database(data: Path, use_case: Any) -> Any:
 
 def _database_url(data: Path) -> str:
     """Give the real database where one is set, else the running stack's."""
+    if given := os.environ.get("DMSAE_DATABASE_URL"):
+        return given
     from dmsae.local import daemon
 
-    given = os.environ.get("DMSAE_DATABASE_URL")
-    return given or daemon.stack_environment(data)["DMSAE_DATABASE_URL"]
+    return daemon.stack_environment(data)["DMSAE_DATABASE_URL"]
 
 
 def _url(given: str | None, data: Path) -> str:

@@ -16,6 +16,7 @@ import structlog
 from dmsae.errors import DatabaseRefused, Unavailable
 from dmsae.service.queue import ping_broker
 from dmsae.service.workers import touch_worker
+from worker.alive import note_alive
 from worker.runtime import Runtime
 
 log = structlog.get_logger()
@@ -42,6 +43,7 @@ class IdleTimer:
 
     def start(self) -> None:
         """Begin to wake this worker."""
+        note_alive(self._runtime.worker.device)
         self._thread.start()
 
     def stop(self) -> None:
@@ -65,6 +67,7 @@ class IdleTimer:
 
     def tick(self) -> None:
         """Wake the worker if it is idle, leave if it is deaf, and note that it is there."""
+        note_alive(self._runtime.worker.device)
         if not self._is_busy:
             self._listen()
         try:

@@ -26,6 +26,7 @@ from dmsae.service.recording import RetryPolicy
 from dmsae.service.settings import Settings, load_settings
 from dmsae.service.sweeping import abandoned_attempts, classes_waiting, close_expired
 from dmsae.service.workers import mark_gone_workers
+from worker.alive import SWEEPER, note_alive
 
 log = structlog.get_logger()
 
@@ -161,6 +162,7 @@ def main() -> None:
     try:
         while not stop.is_set():
             sweeper.sweep()
+            note_alive(SWEEPER)
             stop.wait(settings.sweep_s)
     finally:
         sweeper.resign()
