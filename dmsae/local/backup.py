@@ -17,7 +17,6 @@ from dmsae.local.backup_folder import (
     FORMAT,
     OBJECT_LIST,
     BackupFolder,
-    FileFacts,
     ListedObject,
     Manifest,
     measure,
@@ -113,7 +112,7 @@ def _copy_objects(folder: BackupFolder, named: Path, settings: Settings) -> Copi
                 copied.n_bytes += found.size_bytes
             elif is_named(settings.database_url.get_secret_value(), wanted.key):
                 raise NotFound(f"The object store has lost {wanted.key!r}, which the database names.")
-            else:
+            elif wanted.is_expected:
                 log.warning("object_deleted_meanwhile", key=wanted.key)
                 copied.missing.append(wanted.key)
     return copied
@@ -121,12 +120,17 @@ def _copy_objects(folder: BackupFolder, named: Path, settings: Settings) -> Copi
 
 def _copy(folder: BackupFolder, store: ObjectStore, wanted: NamedObject) -> ListedObject | None:
     """Copy one object unless its bytes are here already; None if the store has none."""
-    facts = FileFacts(size_bytes=wanted.size_bytes, sha256=wanted.sha256) if wanted.sha256 else None
-    if facts is None or not folder.has(facts):
+    known = wanted.sha256
+    path = folder.object_file(known) if known else None
+    if path is None or not path.is_file():
         try:
-            facts = folder.keep(lambda path: store.fetch_file(wanted.key, path))
+            facts = folder.keep(lambda fresh: store.fetch_file(wanted.key, fresh))
         except NotFound:
             return None
-    if (facts.size_bytes, facts.sha256) != (wanted.size_bytes, wanted.sha256 or facts.sha256):
+    else:
+        facts = measure(path)
+    if known not in (None, facts.sha256):
         raise Unavailable(f"The object store holds other bytes than were stored under {wanted.key!r}.")
-    return ListedObject(key=wanted.key, size_bytes=facts.size_bytes, sha256=facts.sha256)
+    return ListedObject(
+        key=wanted.key, is_upload=known is None, size_bytes=facts.size_bytes, sha256=facts.sha256
+    )

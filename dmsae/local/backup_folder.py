@@ -38,6 +38,8 @@ class ListedObject(FileFacts):
     """One line of the list of objects."""
 
     key: str
+    is_upload: bool
+    """Whether a user put it there in one piece, which its ETag tells."""
 
 
 class Manifest(BaseModel):
@@ -73,11 +75,6 @@ class BackupFolder:
     def object_file(self, sha256: str) -> Path:
         """Give where the bytes of this sha256 lie."""
         return self.root / "objects" / sha256[:2] / sha256
-
-    def has(self, facts: FileFacts) -> bool:
-        """Tell whether an object of these bytes was kept already."""
-        path = self.object_file(facts.sha256)
-        return path.is_file() and path.stat().st_size == facts.size_bytes
 
     def keep(self, write: Callable[[Path], object]) -> FileFacts:
         """Let an object be written to a file, put that where its sha256 says, and tell what it is."""

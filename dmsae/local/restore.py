@@ -62,7 +62,8 @@ def _put_objects(folder: BackupFolder, settings: Settings) -> None:
         for listed in folder.objects():
             found = store.find(listed.key)
             if found is None:
-                store.put_file(listed.key, folder.object_file(listed.sha256))
+                path = folder.object_file(listed.sha256)
+                store.put_file(listed.key, path, is_one_piece=listed.is_upload)
             elif found.sha256 != listed.sha256:
                 raise Conflict(
                     f"The bucket {settings.s3_bucket!r} holds other bytes under {listed.key!r}: "

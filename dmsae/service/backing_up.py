@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import psycopg
-from sqlalchemy import Connection, Engine, Select, create_engine, func, inspect, select, table, text
+from sqlalchemy import Connection, Engine, Select, create_engine, func, inspect, select, sql, text
 from sqlalchemy.engine import make_url
 from sqlalchemy.pool import NullPool
 
@@ -17,6 +17,7 @@ from dmsae.errors import Conflict, FieldProblem, InvalidConfig
 from dmsae.service.database import APPLICATION_NAME, CONNECTION, translated_errors
 from dmsae.service.migrating import ADVISORY_LOCK, known_revisions, newest_revision, revision_of
 from dmsae.service.tables import FENCES, Artifact, Table
+from dmsae.service.upload_tables import Upload
 
 VERSION_TABLE = "alembic_version"
 PAGE_ROWS = 1000
@@ -24,11 +25,13 @@ PAGE_ROWS = 1000
 
 @dataclass(frozen=True)
 class NamedObject:
-    """An object that the database names; its sha256 is None where only the store knows the bytes."""
+    """An object that the database names."""
 
     key: str
-    size_bytes: int
     sha256: str | None
+    """None where a user put the bytes straight into the store."""
+    is_expected: bool
+    """Whether it must be there: an upload may have been announced and never made."""
 
 
 class Snapshot:
@@ -51,9 +54,14 @@ class Snapshot:
 
 
 OBJECT_QUERIES: "tuple[Select[*tuple[Any, ...]], ...]" = (
-    select(Artifact.object_key, Artifact.size_bytes, Artifact.sha256).order_by(Artifact.object_key),
+    select(Artifact.object_key, Artifact.sha256, sql.true())
+    .where(Artifact.deleted_at.is_(None))
+    .order_by(Artifact.object_key),
+    select(Upload.object_key, sql.null(), Upload.used_at.is_not(None))
+    .where(Upload.deleted_at.is_(None))
+    .order_by(Upload.object_key),
 )
-"""The objects that rows name, as (key, size, sha256 or null)."""
+"""The objects that rows name and nobody has begun to delete, as `NamedObject`."""
 
 
 @contextmanager
@@ -72,14 +80,15 @@ def open_snapshot(database_url: str) -> Iterator[Snapshot]:
 
 
 def is_named(database_url: str, key: str) -> bool:
-    """Tell whether a row still names an object.
+    """Tell whether a row still names an object that must be there.
 
     Raises:
         Unavailable: Postgres does not answer.
     """
     with _engine(database_url) as engine, engine.connect() as connection:
         queries = [query.subquery() for query in OBJECT_QUERIES]
-        return any(connection.scalar(select(q).where(q.c[0] == key).limit(1)) for q in queries)
+        rows = [connection.execute(select(q).where(q.c[0] == key)).first() for q in queries]
+    return any(row is not None and NamedObject(*row).is_expected for row in rows)
 
 
 def server_version(database_url: str) -> int:
@@ -222,7 +231,9 @@ def _refuse_contents(connection: Connection) -> None:
 
 def _count_rows(connection: Connection) -> dict[str, int]:
     names = sorted(name for name in inspect(connection).get_table_names() if name != VERSION_TABLE)
-    return {name: connection.scalars(select(func.count()).select_from(table(name))).one() for name in names}
+    return {
+        name: connection.scalars(select(func.count()).select_from(sql.table(name))).one() for name in names
+    }
 
 
 @contextmanager

@@ -19,7 +19,7 @@ from boto3.s3.transfer import TransferConfig
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
-from dmsae.errors import NotFound, Unavailable
+from dmsae.errors import Conflict, NotFound, Unavailable
 from dmsae.service.settings import Settings
 
 if TYPE_CHECKING:
@@ -144,6 +144,25 @@ class ObjectStore:
         """
         with _translated(key):
             self._client.download_file(self._bucket, key, str(path), Config=TRANSFER)
+
+    def get_object_if(self, key: str, etag: str, path: Path) -> None:
+        """Download one object unless it holds other bytes by now than those of this etag.
+
+        Raises:
+            NotFound: there is no such object.
+            Conflict: it holds other bytes.
+            Unavailable: the store does not answer, or breaks off.
+        """
+        with _translated(key):
+            try:
+                answer = self._client.get_object(Bucket=self._bucket, Key=key, IfMatch=f'"{etag}"')
+            except ClientError as error:
+                if _status(error) == 412:
+                    raise Conflict(f"The object {key!r} has changed.", key=key) from error
+                raise
+            with answer["Body"] as body, path.open("wb") as file:
+                for chunk in body.iter_chunks(CHUNK_BYTES):
+                    file.write(chunk)
 
     def find(self, key: str) -> StoredObject | None:
         """Read one object through and say what it is; None if there is none.
