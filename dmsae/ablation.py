@@ -19,7 +19,16 @@ from dmsae.config import AttributionConfig
 from dmsae.randomness import named_generator
 from dmsae.sae import MatryoshkaSae
 from dmsae.scoring import SCORES
-from dmsae.splicing import UPPER_POSITIONS, RunUpper, is_counted, row_losses, splice, split_rows, take_rows
+from dmsae.splicing import (
+    UPPER_POSITIONS,
+    RunUpper,
+    is_counted,
+    kept,
+    row_losses,
+    splice,
+    split_rows,
+    take_rows,
+)
 
 
 class LossChanges(NamedTuple):
@@ -81,8 +90,9 @@ def measure_ablations(
     changes, n_tokens = torch.zeros(len(latents), dtype=torch.float64), 0
     for batch in split_rows(batches):
         n_tokens += int(batch.is_kept.sum())
-        acts = sae.encode(batch.resid[batch.is_kept] / rms)
-        intact = batch._replace(resid=splice(batch, rms * sae.decode(acts, sae.prefix_widths[0])))
+        acts = sae.encode(kept(batch, sae.W_dec.device) / rms)
+        x_hat = rms * sae.decode(acts, sae.prefix_widths[0])
+        intact = batch._replace(activations=splice(batch, x_hat).cpu())
         losses = _losses(intact, run_upper)
         for part in _ablated_rows(intact, acts, sae, rms=rms, latents=latents):
             changes.index_add_(0, part.which, _losses(part.batch, run_upper) - losses[part.row])
@@ -121,21 +131,22 @@ def _ablated_rows(
 ) -> Iterator[_AblatedRows]:
     """Give the contexts in which a sampled latent fires, without it, some at a time.
 
-    `batch` has the reconstruction in its residual stream already.
+    `batch` has the reconstruction in the place of its activations already.
     """
-    columns = torch.zeros(len(latents), *batch.is_kept.shape)
-    columns[:, batch.is_kept] = acts[:, latents].T
+    columns = torch.zeros(len(latents), *batch.is_kept.shape, dtype=acts.dtype)
+    columns[:, batch.is_kept] = acts[:, latents].T.cpu()
+    W_dec = sae.W_dec[latents].cpu()
     which_all, row_all = (columns > 0).any(dim=2).nonzero(as_tuple=True)
     step = max(1, UPPER_POSITIONS // batch.is_kept.shape[1])
     for start in range(0, len(row_all), step):
         which, row = which_all[start : start + step], row_all[start : start + step]
         part = take_rows(batch, row)
-        without = rms * columns[which, row, :, None] * sae.W_dec[latents[which], None, :]
-        yield _AblatedRows(which, row, part._replace(resid=part.resid - without))
+        without = rms * columns[which, row, :, None] * W_dec[which, None, :]
+        yield _AblatedRows(which, row, part._replace(activations=part.activations - without))
 
 
 def _losses(batch: ContextBatch, run_upper: RunUpper) -> Float64[Tensor, " n"]:
-    return row_losses(run_upper(batch, batch.resid), batch, is_counted(batch))
+    return row_losses(run_upper(batch, batch.activations), batch, is_counted(batch))
 
 
 def _rank_correlation(changes: list[float], scores: list[float]) -> float | None:

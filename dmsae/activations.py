@@ -1,7 +1,7 @@
 """Which activations are kept, and at what scale?
 
-The residual stream after layer L, harvested in batches of whole contexts (METHOD 3). In which order training
-sees them is the business of `stream.py`; how the model is cut, that of `models.py`.
+What stands at the hook point, harvested in batches of whole contexts (METHOD 3). In which order training sees
+them is the business of `stream.py`; how the model is cut, that of `hooks.py`.
 """
 
 import math
@@ -16,7 +16,8 @@ from torch import Tensor
 
 from dmsae.config import ActivationConfig
 from dmsae.errors import CycleFailed
-from dmsae.models import LoadedModel, hook_path, run_lower
+from dmsae.hooks import HookPoint, run_lower
+from dmsae.models import LoadedModel
 from dmsae.text import Contexts, Part
 
 SCALE_TOKENS = 100_000
@@ -24,15 +25,15 @@ SCALE_TOKENS = 100_000
 
 
 class ContextBatch(NamedTuple):
-    """Contexts with what the model makes of them after layer L."""
+    """Contexts with what the model makes of them at the hook point."""
 
     input_ids: Int[Tensor, "n t"]
     is_token: Bool[Tensor, "n t"]
     """False at padding."""
     document_index: Int[Tensor, "n t"]
     """Place of each position's document within its part; any value at padding."""
-    resid: Float[Tensor, "n t d_model"]
-    """float32, raw units, at all positions; meaningless at padding."""
+    activations: Float[Tensor, "n t d_model"]
+    """float32, raw units, on the CPU, at all positions; meaningless at padding."""
     is_kept: Bool[Tensor, "n t"]
     """True at tokens that count: no padding, no special id, no norm beyond the limit."""
 
@@ -62,9 +63,10 @@ class Dropped(NamedTuple):
 
 @dataclass(frozen=True)
 class Harvester:
-    """Reads the residual stream of contexts, the same bits however often and wherever it starts."""
+    """Reads the activations of contexts, the same bits however often and wherever it starts."""
 
     loaded: LoadedModel
+    hook: HookPoint
     config: ActivationConfig
     tell: Callable[[int], None] = lambda _: None
     """Told how many tokens each batch held that are neither padding nor special."""
@@ -78,13 +80,14 @@ class Harvester:
         """
         step = self.config.model_batch_contexts
         for start in range(0, len(contexts.input_ids), step):
-            input_ids, is_token, document_index = (field[start : start + step] for field in contexts[:3])
-            resid = run_lower(self.loaded, input_ids, layer=self.config.layer)
+            rows = slice(start, start + step)
+            input_ids, is_token = contexts.input_ids[rows], contexts.is_token[rows]
+            activations = self._run(input_ids, is_token)
             candidate = is_token & ~self._is_special(input_ids)
-            self._require_finite(resid[candidate])
+            self._require_finite(activations[candidate])
             self.tell(int(candidate.sum()))
-            is_kept = candidate & (resid.norm(dim=-1) <= max_norm)
-            yield ContextBatch(input_ids, is_token, document_index, resid, is_kept)
+            is_kept = candidate & (activations.norm(dim=-1) <= max_norm)
+            yield ContextBatch(input_ids, is_token, contexts.document_index[rows], activations, is_kept)
 
     def max_norm(self, scale: Scale) -> float:
         """Give the norm in raw units beyond which a token is dropped."""
@@ -98,17 +101,23 @@ class Harvester:
     def count_dropped(self, batch: ContextBatch, *, max_norm: float) -> Dropped:
         """Count by reason what `harvest` left out of a batch."""
         is_special = batch.is_token & self._is_special(batch.input_ids)
-        is_loud = batch.is_token & ~is_special & (batch.resid.norm(dim=-1) > max_norm)
+        is_loud = batch.is_token & ~is_special & (batch.activations.norm(dim=-1) > max_norm)
         return Dropped(*(int(mask.sum()) for mask in (~batch.is_token, is_special, is_loud)))
+
+    def _run(
+        self, input_ids: Int[Tensor, "n t"], is_token: Bool[Tensor, "n t"]
+    ) -> Float[Tensor, "n t d_model"]:
+        """Run the lower layers and fetch what they give from the model's device."""
+        return run_lower(self.loaded, self.hook, input_ids=input_ids, is_token=is_token).cpu()
 
     def _is_special(self, input_ids: Int[Tensor, "n t"]) -> Bool[Tensor, "n t"]:
         return torch.isin(input_ids, torch.tensor(self.loaded.special_ids, dtype=torch.int64))
 
-    def _require_finite(self, resid: Float[Tensor, "n_tokens d_model"]) -> None:
-        if not torch.isfinite(resid).all():
+    def _require_finite(self, activations: Float[Tensor, "n_tokens d_model"]) -> None:
+        if not torch.isfinite(activations).all():
             raise CycleFailed(
                 "non_finite",
-                f"The model gives activations that are not finite at {hook_path(self.config.layer)}; "
+                f"The model gives activations that are not finite at {self.hook.path}; "
                 "choose another layer or model.",
                 param="activations.layer",
             )
@@ -157,7 +166,8 @@ def measure_scale(norms: Float[Tensor, " n_tokens"], config: ActivationConfig) -
     if rms <= 0:
         raise CycleFailed(
             "non_finite",
-            f"All activations at {hook_path(config.layer)} are zero; choose another layer or model.",
+            f"All activations at {config.hook} of layer {config.layer} are zero; "
+            "choose another layer or model.",
             param="activations.layer",
         )
     return Scale(rms=rms, median_norm=median)
@@ -239,7 +249,7 @@ class Windows:
             self.harvester.tell(len(stored))
             return stored
         harvested = self.harvester.harvest(self._contexts[window])
-        tokens = torch.cat([batch.resid[batch.is_kept] for batch in harvested])
+        tokens = torch.cat([batch.activations[batch.is_kept] for batch in harvested])
         if self._store is not None:
             self._store.write(window, tokens)
         return tokens

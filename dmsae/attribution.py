@@ -17,7 +17,7 @@ from dmsae.config import AttributionConfig
 from dmsae.errors import CycleFailed
 from dmsae.sae import MatryoshkaSae
 from dmsae.scoring import SCORES, Firings, Scores, firing_densities, score, score_errors
-from dmsae.splicing import RunUpper, is_counted, row_losses, splice, split_rows, take_kept
+from dmsae.splicing import RunUpper, is_counted, kept, row_losses, splice, split_rows, take_kept
 
 
 class Attribution(NamedTuple):
@@ -108,7 +108,7 @@ def _read(
     """Attribute the summed loss of one batch to each firing of a candidate."""
     n_candidates, counted = sae.prefix_widths[0], is_counted(batch)
     with torch.no_grad():
-        x = batch.resid[batch.is_kept]
+        x = kept(batch, sae.W_dec.device)
         acts = sae.encode(x / rms)
         x_hat = rms * sae.decode(acts, n_candidates)
     with torch.enable_grad():
@@ -118,7 +118,7 @@ def _read(
         (gradient,) = torch.autograd.grad(loss, x_hat)
     acts = acts[:, :n_candidates]
     attributions = rms * acts * (gradient @ sae.W_dec[:n_candidates].T)
-    return _Reading(_firings(batch, acts, attributions), loss.item(), int(counted.sum()))
+    return _Reading(_firings(batch, acts.cpu(), attributions.cpu()), loss.item(), int(counted.sum()))
 
 
 def _firings(

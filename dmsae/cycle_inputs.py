@@ -4,9 +4,14 @@ Everything that can be refused before training is refused here. The steps after 
 """
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from dmsae.activations import (
     ContextBatch,
@@ -22,7 +27,8 @@ from dmsae.activations import (
 from dmsae.config import SPLIT_SALT, CycleSpec, DistillationConfig
 from dmsae.errors import CycleFailed
 from dmsae.formats import load_core
-from dmsae.models import LoadedModel, check_fit, hook_path, load_model, run_upper
+from dmsae.hooks import HookPoint, resolve_hook, run_upper
+from dmsae.models import LoadedModel, check_fit, load_model
 from dmsae.pace import HarvestPace
 from dmsae.randomness import derived_seed
 from dmsae.reporting import Report
@@ -42,6 +48,7 @@ class CycleRun:
 
     spec: CycleSpec
     loaded: LoadedModel
+    hook: HookPoint
     core: Core | None
     """The core that this cycle starts from; none in cycle 0."""
     report: Report
@@ -58,9 +65,34 @@ class CycleRun:
         return derived_seed(self.config.seed, "cycle", self.spec.cycle_index)
 
     @property
+    def device(self) -> torch.device:
+        """Where the language model and the SAE compute; harvested activations stay on the CPU."""
+        return self.loaded.device
+
+    @property
     def run_upper(self) -> RunUpper:
-        """The layers after the hook; rows are padded on the right, so no mask is needed."""
-        return lambda _batch, resid: run_upper(self.loaded, resid, layer=self.config.activations.layer)
+        """What the model makes of activations at the hook point."""
+
+        def run_on(
+            batch: ContextBatch, activations: Float[Tensor, "n t d_model"]
+        ) -> Float[Tensor, "n t vocab"]:
+            return run_upper(
+                self.loaded,
+                self.hook,
+                input_ids=batch.input_ids,
+                is_token=batch.is_token,
+                activations=activations,
+            )
+
+        return run_on
+
+    def harvester(self, tell: Callable[[int], None] = lambda _: None) -> Harvester:
+        """Give what reads this run's activations; `tell` hears how many tokens each batch held."""
+        return Harvester(self.loaded, self.hook, self.config.activations, tell)
+
+    def facts(self) -> dict[str, Any]:
+        """Give what the model really runs with, and where it is cut, for `metrics.json`."""
+        return {**self.loaded.facts(), "hook_path": self.hook.path, "hook": self.hook.hook}
 
 
 class Harvest(NamedTuple):
@@ -81,10 +113,31 @@ def open_run(spec: CycleSpec, *, core_dir: Path | None, cache_dir: Path, report:
 
     Raises: CycleFailed.
     """
+    config = spec.config
     core = read_core(spec, core_dir)
-    run = CycleRun(spec, load_model(spec.config.model, cache_dir=cache_dir), core, report, cache_dir)
+    device = open_device(config)
+    loaded = load_model(config.model, activations=config.activations, device=device, cache_dir=cache_dir)
+    check_fit(loaded, layer=config.activations.layer, context_length=config.data.context_length)
+    hook = resolve_hook(loaded, layer=config.activations.layer, hook=config.activations.hook)
+    run = CycleRun(spec, loaded, hook, core, report, cache_dir)
     check_run(run)
     return run
+
+
+def open_device(config: DistillationConfig) -> torch.device:
+    """Give the device that the settings ask for; which GPU `cuda` is was decided by who started the trainer.
+
+    Raises: CycleFailed with `device_unavailable`; nothing falls back to the CPU.
+    """
+    if config.device == "cpu":
+        return torch.device("cpu")
+    if not torch.cuda.is_available():
+        raise CycleFailed(
+            "device_unavailable",
+            f"device = {config.device}: torch {torch.__version__} finds no CUDA device on this worker.",
+            param="device",
+        )
+    return torch.device("cuda:0")
 
 
 def read_core(spec: CycleSpec, core_dir: Path | None) -> Core | None:
@@ -101,19 +154,31 @@ def read_core(spec: CycleSpec, core_dir: Path | None) -> Core | None:
 
 
 def check_run(run: CycleRun) -> None:
-    """Refuse settings that this model or this core cannot meet, and say where the hook is.
+    """Refuse a core that is of other activations, and say what model runs and where it is cut.
 
-    Raises: CycleFailed.
+    Raises: CycleFailed with `core_mismatch`.
     """
-    layer = run.config.activations.layer
-    check_fit(run.loaded, layer=layer, context_length=run.config.data.context_length)
+    loaded, hook = run.loaded, run.hook
     if run.core is not None:
         run.core.require_provenance(provenance(run))
-    path = hook_path(layer)
+    facts = loaded.facts()
+    run.report.event(
+        "model_loaded",
+        f"A {loaded.model_type} in {facts['model_dtype']} with {loaded.attention} attention on "
+        f"{loaded.device}, revision {loaded.revision}.",
+        facts,
+    )
     run.report.event(
         "hook_resolved",
-        f"Activations are the output of {path}, layer {layer} of 0 to {run.loaded.n_layers - 1}.",
-        {"path": path, "layer": layer, "n_layers": run.loaded.n_layers, "d_model": run.loaded.d_model},
+        f"Activations are the output of {hook.path}, {hook.hook} of layer {hook.layer} of 0 to "
+        f"{loaded.n_layers - 1}.",
+        {
+            "path": hook.path,
+            "hook": hook.hook,
+            "layer": hook.layer,
+            "n_layers": loaded.n_layers,
+            "d_model": loaded.d_model,
+        },
     )
 
 
@@ -122,7 +187,7 @@ def provenance(run: CycleRun) -> Provenance:
     activations = run.config.activations
     return Provenance(
         model_revision=run.loaded.revision,
-        hook=f"{hook_path(activations.layer)}:{activations.hook}",
+        hook=f"{run.hook.path}:{run.hook.hook}",
         dtype=activations.model_dtype,
         special_ids=run.loaded.special_ids,
         split=tuple(run.config.data.split),
@@ -138,7 +203,7 @@ def read_contexts(run: CycleRun) -> dict[Part, Contexts]:
     config, loaded = run.config, run.loaded
     documents = split_documents(load_documents(config.data.text), config.data.split)
     contexts = {part: build_contexts(documents[part], loaded.tokenizer, config.data) for part in PARTS}
-    harvester = Harvester(loaded, config.activations)
+    harvester = run.harvester()
     n_candidates = {part: harvester.count_candidates(contexts[part]) for part in PARTS}
     for part in PARTS:
         check_ids(contexts[part], vocab_size=loaded.vocab_size)
@@ -151,7 +216,7 @@ def read_contexts(run: CycleRun) -> dict[Part, Contexts]:
 def tokens_to_harvest(run: CycleRun, contexts: dict[Part, Contexts]) -> int:
     """Estimate, without running the model, how many tokens this cycle harvests."""
     config = run.config
-    n_training = Harvester(run.loaded, config.activations).count_candidates(contexts["training"])
+    n_training = run.harvester().count_candidates(contexts["training"])
     n_wanted = config.training.n_tokens or n_training
     return min(n_training, n_wanted) + config.attribution.n_tokens + config.evaluation.n_tokens
 
@@ -163,7 +228,7 @@ def harvest_parts(run: CycleRun, contexts: dict[Part, Contexts]) -> Harvest:
     """
     config, core = run.config, run.core
     pace = HarvestPace(run.report, n_tokens_total=tokens_to_harvest(run, contexts))
-    harvester = Harvester(run.loaded, config.activations, pace.add)
+    harvester = run.harvester(pace.add)
     store = open_window_files(run.cache_dir, harvester, contexts["training"])
     windows = Windows(harvester, contexts["training"], max_resident_bytes=MAX_RESIDENT_BYTES, store=store)
     given = None if core is None else Scale(rms=core.rms, median_norm=core.median_norm)

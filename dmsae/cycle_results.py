@@ -19,7 +19,6 @@ from dmsae.cycle_events import given_density
 from dmsae.cycle_inputs import CycleRun, Harvest, provenance
 from dmsae.formats import save_core, save_sae
 from dmsae.metrics import Evaluation
-from dmsae.models import hook_path
 from dmsae.pace import Clock
 from dmsae.reporting import finite_or_null
 from dmsae.selection import Selection, build_core, is_identity_lost, lineage_record, median_jaccard
@@ -101,10 +100,12 @@ def sae_facts(run: CycleRun, selection: Selection) -> dict[str, Any]:
         "seed": run.config.seed,
         "model": run.config.model.model_dump(),
         "model_revision": run.loaded.revision,
-        "hook_path": hook_path(run.config.activations.layer),
+        "hook_path": run.hook.path,
         "split": run.config.data.split,
         "split_salt": SPLIT_SALT,
         "k": run.config.sae.k,
+        "core_sparsity": run.config.sae.core_sparsity,
+        "noncore_budget": run.config.sae.noncore_budget,
         "core_latent_ids": [] if run.core is None else [latent.latent_id for latent in run.core.latents],
         "selected": [[latent.sae_index, latent.latent_id] for latent in selection.core],
     }

@@ -17,7 +17,7 @@ from torch.nn.functional import cosine_similarity
 from dmsae.activations import ContextBatch
 from dmsae.errors import CycleFailed
 from dmsae.sae import Core, MatryoshkaSae
-from dmsae.splicing import RunUpper, is_counted, next_tokens, splice, split_rows
+from dmsae.splicing import RunUpper, is_counted, kept, next_tokens, splice, split_rows
 
 KL_POSITIONS = 256
 """Positions whose divergence is taken at once: bounds memory."""
@@ -126,11 +126,12 @@ def evaluate(
     Source: METHOD 10. `lr_saelens` is SAELens' `ce_loss_score` with what is dropped here as `ignore_tokens`:
     zeros at all positions, losses where the input token is not ignored (evals.py of 6.54).
     """
-    mean = _mean(batches)
+    device = sae.W_dec.device
+    mean = _mean(batches).to(device)
     reconstruction, losses = _Reconstruction(mean), _Losses(len(sae.prefix_widths))
     firings = _Firings(len(sae.threshold), sae.n_core)
     for batch in split_rows(batches):
-        x = batch.resid[batch.is_kept]
+        x = kept(batch, device)
         acts = sae.encode(x / rms)
         x_hats = [rms * x_hat for x_hat in sae.decode_prefixes(acts)]
         reconstruction.add(x, x_hats)
@@ -164,8 +165,9 @@ class _Reconstruction:
         self._spreads: list[Float64[Tensor, " n_tokens"]] = []
 
     def add(self, x: Float[Tensor, "n_kept d_model"], x_hats: list[Float[Tensor, "n_kept d_model"]]) -> None:
-        self._errors.append(torch.stack([(x - x_hat).double().square().sum(dim=1) for x_hat in x_hats]))
-        self._spreads.append((x - self._mean).double().square().sum(dim=1))
+        errors = torch.stack([(x - x_hat).double().square().sum(dim=1) for x_hat in x_hats])
+        self._errors.append(errors.cpu())
+        self._spreads.append((x - self._mean).double().square().sum(dim=1).cpu())
 
     def pooled(self) -> list[float | None]:
         spread = torch.cat(self._spreads).sum().item()
@@ -194,10 +196,10 @@ class _Firings:
         self, fires: Bool[Tensor, "n_kept n_latents"], fired_before: Bool[Tensor, "n_kept n_core"] | None
     ) -> None:
         self.n_tokens += len(fires)
-        self.counts += fires.sum(dim=0)
+        self.counts += fires.sum(dim=0).cpu()
         if fired_before is not None:
-            self._both += (fires[:, : self._n_core] & fired_before).sum(dim=0)
-            self._either += (fires[:, : self._n_core] | fired_before).sum(dim=0)
+            self._both += (fires[:, : self._n_core] & fired_before).sum(dim=0).cpu()
+            self._either += (fires[:, : self._n_core] | fired_before).sum(dim=0).cpu()
 
     def l0(self, latents: slice) -> float:
         return self.counts[latents].sum().item() / self.n_tokens
@@ -230,17 +232,17 @@ class _Losses:
             return
         self.n_losses += len(targets)
 
-        def log_probs(resid: Float[Tensor, "n t d_model"]) -> Float[Tensor, "n_counted vocab"]:
-            return run_upper(batch, resid)[counted].log_softmax(dim=-1)
+        def log_probs(activations: Float[Tensor, "n t d_model"]) -> Float[Tensor, "n_counted vocab"]:
+            return run_upper(batch, activations)[counted].log_softmax(dim=-1)
 
-        clean = log_probs(batch.resid)
+        clean = log_probs(batch.activations)
         self._add_ce("clean", clean, targets)
         for g, x_hat in enumerate(x_hats):
             spliced = log_probs(splice(batch, x_hat))
             self._add_ce(f"prefix {g}", spliced, targets)
             self._sums[f"kl {g}"] += _divergence(clean, spliced)
         zero = torch.zeros_like(mean)
-        self._add_ce("zero all", log_probs(torch.zeros_like(batch.resid)), targets)
+        self._add_ce("zero all", log_probs(torch.zeros_like(batch.activations)), targets)
         self._add_ce("zero kept", log_probs(splice(batch, zero)), targets)
         self._add_ce("mean", log_probs(splice(batch, mean)), targets)
 
@@ -264,7 +266,8 @@ class _Losses:
     def _add_ce(
         self, name: str, log_probs: Float[Tensor, "n_counted vocab"], targets: Int[Tensor, " n_counted"]
     ) -> None:
-        self._sums[name] -= log_probs.gather(1, targets[:, None]).double().sum().item()
+        chosen = log_probs.gather(1, targets[:, None].to(log_probs.device))
+        self._sums[name] -= chosen.double().sum().item()
 
 
 def _mean(batches: Sequence[ContextBatch]) -> Float[Tensor, " d_model"]:
@@ -276,17 +279,22 @@ def _mean(batches: Sequence[ContextBatch]) -> Float[Tensor, " d_model"]:
             "The evaluation part holds no token that is kept: give more text or a larger share of it.",
             param="data.split",
         )
-    sums = torch.stack([batch.resid[batch.is_kept].double().sum(dim=0) for batch in batches])
+    sums = torch.stack([batch.activations[batch.is_kept].double().sum(dim=0) for batch in batches])
     return (sums.sum(dim=0) / n_tokens).float()
 
 
 def _fires(core: Core, x: Float[Tensor, "n_kept d_model"]) -> Bool[Tensor, "n_kept n_core"]:
     """Mark where the latents of a core fire in the SAE that selected them."""
-    return (x - core.b_dec) @ core.W_enc + core.b_enc > core.threshold
+    W_enc, b_enc, b_dec, threshold = (
+        tensor.to(x.device) for tensor in (core.W_enc, core.b_enc, core.b_dec, core.threshold)
+    )
+    return (x - b_dec) @ W_enc + b_enc > threshold
 
 
 def _decoder_cosine(core: Core, sae: MatryoshkaSae) -> list[float]:
-    cosines: list[float] = cosine_similarity(core.W_dec, sae.W_dec[: core.n_core], dim=1).tolist()
+    cosines: list[float] = cosine_similarity(
+        core.W_dec, sae.W_dec[: core.n_core].to(core.W_dec.device), dim=1
+    ).tolist()
     return cosines
 
 

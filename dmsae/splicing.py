@@ -1,4 +1,4 @@
-"""Where is the residual stream replaced, and at which positions is a loss counted?
+"""Where are activations replaced, and at which positions is a loss counted?
 
 The rules that attribution, ablation and evaluation share (METHOD 8, 10). What stands in the place of an
 activation is theirs to say.
@@ -56,15 +56,23 @@ def is_counted(batch: ContextBatch) -> Bool[Tensor, "n t"]:
 def splice(
     batch: ContextBatch, values: Float[Tensor, "n_kept d_model"] | Float[Tensor, " d_model"]
 ) -> Float[Tensor, "n t d_model"]:
-    """Put `values` (raw units) in the place of the kept activations and leave all others as they are."""
-    resid = batch.resid.clone()
-    resid[batch.is_kept] = values.expand(int(batch.is_kept.sum()), -1)
-    return resid
+    """Put `values` (raw units) in the place of the kept activations and leave all others as they are.
+
+    The result lies on the device of `values`.
+    """
+    activations = batch.activations.to(values.device, copy=True)
+    activations[batch.is_kept] = values.expand(int(batch.is_kept.sum()), -1)
+    return activations
+
+
+def kept(batch: ContextBatch, device: torch.device) -> Float[Tensor, "n_kept d_model"]:
+    """Give the kept activations, raw, where an SAE lives that is to read them."""
+    return batch.activations[batch.is_kept].to(device)
 
 
 def next_tokens(batch: ContextBatch, counted: Bool[Tensor, "n t"]) -> Int[Tensor, " n_counted"]:
     """Give the token that follows each counted position."""
-    return batch.input_ids.roll(-1, dims=1)[counted]
+    return batch.input_ids.roll(-1, dims=1)[counted].long()
 
 
 def row_losses(
@@ -72,12 +80,13 @@ def row_losses(
 ) -> Float[Tensor, " n"]:
     """Sum the counted next-token cross-entropies of each context.
 
-    Shapes: float64 nats, summed over the counted positions of a row.
+    Shapes: float64 nats on the CPU, summed over the counted positions of a row.
     """
-    losses = cross_entropy(logits[counted], next_tokens(batch, counted), reduction="none")
+    targets = next_tokens(batch, counted).to(logits.device)
+    losses = cross_entropy(logits[counted], targets, reduction="none")
     row_index = counted.nonzero()[:, 0]
     sums = torch.zeros(len(counted), dtype=torch.float64)
-    return sums.index_add(0, row_index, losses.double())
+    return sums.index_add(0, row_index, losses.double().cpu())
 
 
 def take_rows(batch: ContextBatch, rows: slice | Bool[Tensor, " n"] | Int[Tensor, " n_rows"]) -> ContextBatch:

@@ -17,7 +17,6 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from dmsae.activations import Harvester, lay_windows
-from dmsae.models import hook_path
 from dmsae.text import Contexts
 
 KEPT_FOLDERS = 4
@@ -76,6 +75,10 @@ def _last_used(folder: Path) -> float:
     return folder.stat().st_mtime if folder.exists() else 0.0
 
 
+def _device_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)
+
+
 def _key(harvester: Harvester, contexts: Contexts) -> str:
     """Name everything that decides the bits of a harvest, the kernels of torch included."""
     config, loaded = harvester.config, harvester.loaded
@@ -86,9 +89,10 @@ def _key(harvester: Harvester, contexts: Contexts) -> str:
         torch.get_num_threads(),
         loaded.revision,
         loaded.special_ids,
-        hook_path(config.layer),
-        config.hook,
-        config.model_dtype,
+        harvester.hook,
+        loaded.dtype,
+        loaded.attention,
+        _device_name(loaded.device),
         config.model_batch_contexts,
         [(window.start, window.stop) for window in lay_windows(len(contexts.input_ids), size)],
         tuple(contexts.input_ids.shape),

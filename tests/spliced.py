@@ -1,16 +1,13 @@
 """A tiny language model cut after one layer, with contexts, and SAEs for its residual stream."""
 
-from types import SimpleNamespace
-from typing import Any
-
 import torch
 from torch import Tensor
 
 from dmsae.activations import ContextBatch
-from dmsae.models import run_lower, run_upper
+from dmsae.hooks import resolve_hook, run_lower, run_upper
 from dmsae.sae import Core, CoreLatent, MatryoshkaSae, Provenance
 from dmsae.splicing import take_rows
-from tests.tiny import VOCAB_SIZE, tiny_llama
+from tests.tiny import VOCAB_SIZE, tiny_llama, tiny_loaded
 
 LAYER = 1
 D_MODEL = 32
@@ -21,11 +18,17 @@ class CutModel:
     """A tiny Llama in the precision asked for; calling it runs the layers after the cut."""
 
     def __init__(self, dtype: torch.dtype = torch.float32) -> None:
-        self._loaded: Any = SimpleNamespace(model=tiny_llama().to(dtype).eval().requires_grad_(False))
+        self._loaded = tiny_loaded(tiny_llama().to(dtype))
+        self._hook = resolve_hook(self._loaded, layer=LAYER, hook="resid_post")
 
-    def __call__(self, batch: ContextBatch, resid: Tensor) -> Tensor:
-        assert batch.is_token.shape == resid.shape[:2]
-        return run_upper(self._loaded, resid, layer=LAYER)
+    def __call__(self, batch: ContextBatch, activations: Tensor) -> Tensor:
+        return run_upper(
+            self._loaded,
+            self._hook,
+            input_ids=batch.input_ids,
+            is_token=batch.is_token,
+            activations=activations,
+        )
 
     def contexts(self, lengths: list[int], *, n_columns: int = 0, seed: int = 0) -> ContextBatch:
         """Make one context of each length; the first token of each is not kept, two make up a document."""
@@ -36,32 +39,33 @@ class CutModel:
         is_kept = is_token.clone()
         is_kept[:, 0] = False
         document_index = (torch.arange(len(lengths)) // 2)[:, None].expand(is_token.shape)
-        resid = run_lower(self._loaded, input_ids, layer=LAYER)
-        return ContextBatch(input_ids, is_token, document_index, resid, is_kept)
+        activations = run_lower(self._loaded, self._hook, input_ids=input_ids, is_token=is_token)
+        return ContextBatch(input_ids, is_token, document_index, activations, is_kept)
 
 
 def in_batches(batch: ContextBatch, n_contexts: int) -> list[ContextBatch]:
     """Cut one batch into batches of so many contexts."""
     return [
-        take_rows(batch, slice(start, start + n_contexts)) for start in range(0, len(batch.resid), n_contexts)
+        take_rows(batch, slice(start, start + n_contexts))
+        for start in range(0, len(batch.activations), n_contexts)
     ]
 
 
 def pad(batch: ContextBatch, n_columns: int) -> ContextBatch:
     """Put columns of padding behind a batch, with activations and ids that must never matter."""
-    n = len(batch.resid)
+    n = len(batch.activations)
     return ContextBatch(
         torch.cat([batch.input_ids, torch.full((n, n_columns), 7)], dim=1),
         torch.cat([batch.is_token, torch.zeros(n, n_columns, dtype=torch.bool)], dim=1),
         torch.cat([batch.document_index, batch.document_index[:, -1:].expand(n, n_columns)], dim=1),
-        torch.cat([batch.resid, torch.full((n, n_columns, D_MODEL), 50.0)], dim=1),
+        torch.cat([batch.activations, torch.full((n, n_columns, D_MODEL), 50.0)], dim=1),
         torch.cat([batch.is_kept, torch.zeros(n, n_columns, dtype=torch.bool)], dim=1),
     )
 
 
 def rms_of(batch: ContextBatch) -> float:
     """Give the activation rms of the kept tokens."""
-    return batch.resid[batch.is_kept].square().sum(dim=1).mean().sqrt().item()
+    return batch.activations[batch.is_kept].square().sum(dim=1).mean().sqrt().item()
 
 
 def random_sae(

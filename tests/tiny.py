@@ -1,4 +1,7 @@
-"""A tiny random Llama with a tokenizer of its own, made on the spot: no download, the same every time."""
+"""Tiny random language models of six families with a tokenizer of their own, the same every time.
+
+Made on the spot, without any download.
+"""
 
 import copy
 import json
@@ -8,7 +11,21 @@ from typing import Any
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import (
+    AutoModelForCausalLM,
+    Gemma2Config,
+    GPT2Config,
+    GPTNeoXConfig,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MistralConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+    Qwen3Config,
+)
+
+from dmsae.models import LoadedModel, describe
 
 BOS, EOS, PAD = "<s>", "</s>", "<pad>"
 VOCAB_SIZE = 512
@@ -46,18 +63,76 @@ def tiny_llama(n_layers: int = 4, d_model: int = 32) -> LlamaForCausalLM:
         pad_token_id=2,
         tie_word_embeddings=False,
     )
-    model = LlamaForCausalLM(config)
+    return _drawn(LlamaForCausalLM(config))
+
+
+FAMILIES = ("llama", "mistral", "qwen3", "gemma2", "gpt_neox", "gpt2")
+"""`model_type` of the families that a tiny model is made of."""
+
+SLIDING_WINDOW = 5
+"""Tokens that a local layer of the tiny Mistral and Gemma-2 sees: fewer than most contexts hold."""
+
+
+def tiny_family_config(family: str) -> PreTrainedConfig:
+    """Give the config of a tiny model of a family, with what is peculiar to it."""
+    shape = {
+        "vocab_size": VOCAB_SIZE,
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 4,
+        "max_position_embeddings": 256,
+        "bos_token_id": 0,
+        "eos_token_id": 1,
+        "pad_token_id": 2,
+    }
+    grouped = {**shape, "num_key_value_heads": 2, "head_dim": 8}
+    capped = {"attn_logit_softcapping": 2.0, "final_logit_softcapping": 3.0, "query_pre_attn_scalar": 8}
+    return {
+        "llama": lambda: LlamaConfig(**grouped),
+        "mistral": lambda: MistralConfig(**grouped, sliding_window=SLIDING_WINDOW),
+        "qwen3": lambda: Qwen3Config(**grouped),
+        "gemma2": lambda: Gemma2Config(**grouped, **capped, sliding_window=SLIDING_WINDOW),
+        "gpt_neox": lambda: GPTNeoXConfig(**shape),
+        "gpt2": lambda: GPT2Config(
+            vocab_size=VOCAB_SIZE,
+            n_embd=32,
+            n_layer=4,
+            n_head=4,
+            n_positions=256,
+            bos_token_id=0,
+            eos_token_id=1,
+            pad_token_id=2,
+        ),
+    }[family]()
+
+
+def tiny_family_model(family: str) -> PreTrainedModel:
+    """Build a model of a family whose weights are drawn from a generator of their own."""
+    model: Any = AutoModelForCausalLM.from_config(tiny_family_config(family))
+    return _drawn(model)
+
+
+def _drawn(model: Any) -> Any:
+    """Draw all matrices anew, the same every time, and leave norms and biases as they are."""
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.dim() > 1:
                 parameter.normal_(0, 0.3, generator=generator)
-    return model
+    return model.eval()
 
 
-def save_tiny_model(folder: Path, *, n_layers: int = 4, d_model: int = 32) -> Path:
+def tiny_loaded(model: PreTrainedModel | None = None) -> LoadedModel:
+    """Give a tiny model, a Llama unless told otherwise, as if it had been loaded."""
+    model = (tiny_llama() if model is None else model).eval().requires_grad_(False)
+    return describe(model, tiny_tokenizer(), revision="revision-1")
+
+
+def save_tiny_model(folder: Path, *, n_layers: int = 4, d_model: int = 32, family: str | None = None) -> Path:
     """Save model and tokenizer as a folder in transformers' format and return it."""
-    tiny_llama(n_layers, d_model).save_pretrained(folder)
+    model = tiny_llama(n_layers, d_model) if family is None else tiny_family_model(family)
+    model.save_pretrained(folder)
     tiny_tokenizer().save_pretrained(folder)
     return folder
 

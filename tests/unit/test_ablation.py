@@ -36,11 +36,11 @@ def attribution_of(scores: Tensor, densities: Tensor) -> Attribution:
 
 def total_loss(batch: ContextBatch, model: CutModel, sae: MatryoshkaSae, *, without: int | None) -> float:
     """Sum the loss with one latent's activations set to zero inside the most nested reconstruction."""
-    acts = sae.encode(batch.resid / RMS)
+    acts = sae.encode(batch.activations / RMS)
     if without is not None:
         acts[..., without] = 0
     x_hat = RMS * sae.decode(acts, sae.prefix_widths[0])
-    logits = model(batch, torch.where(batch.is_kept[..., None], x_hat, batch.resid))
+    logits = model(batch, torch.where(batch.is_kept[..., None], x_hat, batch.activations))
     counted = batch.is_kept[:, :-1] & batch.is_token[:, 1:]
     losses = cross_entropy(logits[:, :-1][counted], batch.input_ids[:, 1:][counted], reduction="none")
     return losses.double().sum().item()
@@ -61,7 +61,7 @@ def test_the_loss_change_equals_running_every_context_without_the_latent(model, 
 
 def test_only_contexts_in_which_the_latent_fires_are_run_again(model, batch):
     sae, seen = random_sae(), []
-    kept_acts = sae.encode(batch.resid / RMS) * batch.is_kept[..., None]
+    kept_acts = sae.encode(batch.activations / RMS) * batch.is_kept[..., None]
     n_firing_contexts = (kept_acts > 0).any(dim=1).sum(dim=0)[: sae.prefix_widths[0]]
     latent = int(torch.where(n_firing_contexts == 0, 99, n_firing_contexts).argmin())
 
@@ -71,8 +71,8 @@ def test_only_contexts_in_which_the_latent_fires_are_run_again(model, batch):
 
     measure_ablations([batch], counting, sae, rms=RMS, latents=torch.tensor([latent]))
     n_firing = int(n_firing_contexts[latent])
-    assert 0 < n_firing < len(batch.resid)
-    assert sum(seen) == len(batch.resid) + n_firing
+    assert 0 < n_firing < len(batch.activations)
+    assert sum(seen) == len(batch.activations) + n_firing
 
 
 def test_loss_changes_depend_neither_on_batches_nor_on_padding(model, batch):

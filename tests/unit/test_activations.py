@@ -6,20 +6,19 @@ import pytest
 import torch
 
 from dmsae.activations import Harvester, Scale, Windows, collect, lay_windows, measure_scale, survey
-from dmsae.config import ActivationConfig, LocalModel
+from dmsae.config import ActivationConfig
 from dmsae.errors import CycleFailed
-from dmsae.models import load_model, run_lower
+from dmsae.hooks import resolve_hook, run_lower
 from dmsae.text import Contexts
 from dmsae.window_files import KEPT_FOLDERS, open_window_files
-from tests.tiny import save_tiny_model
+from tests.tiny import tiny_loaded
 
 BOS = 0
 
 
 @pytest.fixture(scope="module")
-def loaded(tmp_path_factory):
-    folder = save_tiny_model(tmp_path_factory.mktemp("tiny"))
-    return load_model(LocalModel(source="local", path=str(folder)), cache_dir=folder)
+def loaded():
+    return tiny_loaded()
 
 
 def make_contexts(n_contexts=40, length=8, seed=0):
@@ -32,21 +31,21 @@ def make_contexts(n_contexts=40, length=8, seed=0):
 
 
 def harvester(loaded, **settings):
-    return Harvester(loaded, ActivationConfig(**{"layer": 1, "model_batch_contexts": 7, **settings}))
+    config = ActivationConfig(**{"layer": 1, "model_batch_contexts": 7, **settings})
+    return Harvester(loaded, resolve_hook(loaded, layer=config.layer, hook=config.hook), config)
 
 
 def joined(batches, field):
     return torch.cat([getattr(batch, field) for batch in batches])
 
 
-def test_the_harvest_gives_the_residual_stream_of_every_context_in_order(loaded):
-    contexts = make_contexts()
-    batches = list(harvester(loaded).harvest(contexts))
+def test_the_harvest_gives_the_activations_of_every_context_in_order(loaded):
+    contexts, reader = make_contexts(), harvester(loaded)
+    batches = list(reader.harvest(contexts))
     assert torch.equal(joined(batches, "input_ids"), contexts.input_ids)
     assert torch.equal(joined(batches, "document_index"), contexts.document_index)
-    torch.testing.assert_close(
-        joined(batches, "resid"), run_lower(loaded, contexts.input_ids, layer=1), rtol=1e-4, atol=1e-4
-    )
+    expected = run_lower(loaded, reader.hook, input_ids=contexts.input_ids, is_token=contexts.is_token)
+    torch.testing.assert_close(joined(batches, "activations"), expected, rtol=1e-4, atol=1e-4)
 
 
 def test_padding_and_special_ids_are_dropped_wherever_they_stand(loaded):
@@ -62,9 +61,9 @@ def test_tokens_beyond_the_norm_limit_are_dropped_and_every_drop_is_counted_by_i
     contexts = make_contexts()
     reader = harvester(loaded, model_batch_contexts=40)
     (free,) = reader.harvest(contexts)
-    limit = free.resid.norm(dim=-1)[free.is_kept].quantile(0.5).item()
+    limit = free.activations.norm(dim=-1)[free.is_kept].quantile(0.5).item()
     (limited,) = reader.harvest(contexts, max_norm=limit)
-    assert torch.equal(limited.is_kept, free.is_kept & (free.resid.norm(dim=-1) <= limit))
+    assert torch.equal(limited.is_kept, free.is_kept & (free.activations.norm(dim=-1) <= limit))
     dropped = reader.count_dropped(limited, max_norm=limit)
     assert dropped.padding == int((~contexts.is_token).sum())
     assert dropped.special == int((contexts.is_token & (contexts.input_ids <= 2)).sum())
@@ -72,26 +71,31 @@ def test_tokens_beyond_the_norm_limit_are_dropped_and_every_drop_is_counted_by_i
 
 
 def test_an_activation_that_is_not_finite_fails_the_cycle_instead_of_being_dropped(loaded, monkeypatch):
-    def broken(model, input_ids, *, layer):
-        resid = run_lower(model, input_ids, layer=layer)
-        resid[1, 1] = math.nan
-        return resid
+    def broken(*args, **kwargs):
+        activations = run_lower(*args, **kwargs)
+        activations[1, 1] = math.nan
+        return activations
 
+    reader = harvester(loaded)
     monkeypatch.setattr("dmsae.activations.run_lower", broken)
     with pytest.raises(CycleFailed, match=r"model\.layers\.1") as caught:
-        list(harvester(loaded).harvest(make_contexts()))
+        list(reader.harvest(make_contexts()))
     assert caught.value.failure == "non_finite"
 
 
 def test_what_is_not_finite_at_padding_does_no_harm(loaded, monkeypatch):
-    def broken_at_padding(model, input_ids, *, layer):
-        resid = run_lower(model, input_ids, layer=layer)
-        resid[0, -1] = math.nan
-        return resid
+    def broken_at_padding(*args, **kwargs):
+        activations = run_lower(*args, **kwargs)
+        activations[0, -1] = math.nan
+        return activations
 
     contexts = make_contexts(n_contexts=1)
+    reader = harvester(loaded)
+    (whole,) = reader.harvest(contexts)
     monkeypatch.setattr("dmsae.activations.run_lower", broken_at_padding)
-    (batch,) = harvester(loaded).harvest(contexts)
+    (batch,) = reader.harvest(contexts)
+    assert batch.activations[0, -1].isnan().all()
+    assert torch.equal(batch.is_kept, whole.is_kept)
     assert not batch.is_kept[0, -1]
 
 

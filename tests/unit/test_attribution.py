@@ -41,9 +41,9 @@ def run(batches, model, sae, **settings) -> Attribution:
 def brute_force(batch: ContextBatch, model: CutModel, sae: MatryoshkaSae, *, rms: float) -> Tensor:
     """Attribute each latent activation at kept positions with autograd, the SAE inside the graph."""
     n_candidates = sae.prefix_widths[0]
-    acts = sae.encode(batch.resid / rms)[..., :n_candidates].requires_grad_()
+    acts = sae.encode(batch.activations / rms)[..., :n_candidates].requires_grad_()
     x_hat = rms * (sae.b_dec + acts @ sae.W_dec[:n_candidates])
-    logits = model(batch, torch.where(batch.is_kept[..., None], x_hat, batch.resid))
+    logits = model(batch, torch.where(batch.is_kept[..., None], x_hat, batch.activations))
     loss = torch.zeros((), dtype=logits.dtype)
     for row in range(len(logits)):
         for t in range(logits.shape[1] - 1):
@@ -71,7 +71,7 @@ def test_every_score_equals_autograd_at_the_latents_in_size_not_only_in_share(dt
     rms = rms_of(batch)
     found = attribute([batch], model, sae, rms=rms, config=config(quantile=0.7))
     slow = brute_force(batch, model, sae, rms=rms).double()
-    acts = sae.encode(batch.resid[batch.is_kept] / rms)[:, : sae.prefix_widths[0]].double()
+    acts = sae.encode(batch.activations[batch.is_kept] / rms)[:, : sae.prefix_widths[0]].double()
     expected = {
         "absolute": slow.abs().mean(dim=0),
         "signed": (-slow.mean(dim=0)).relu(),
@@ -123,7 +123,7 @@ def test_losses_count_only_where_a_kept_token_has_a_next_one(model, batch):
 
 
 def test_with_the_error_term_the_model_sees_its_own_activations(model, batch):
-    logits = model(batch, batch.resid)
+    logits = model(batch, batch.activations)
     counted = batch.is_kept[:, :-1] & batch.is_token[:, 1:]
     clean = cross_entropy(logits[:, :-1][counted], batch.input_ids[:, 1:][counted]).item()
     with_error = run([batch], model, random_sae(), error_term="add")
@@ -153,9 +153,9 @@ def test_the_halves_are_every_other_document(model, batch):
 
 def test_attribution_changes_neither_the_sae_nor_the_batch(model, batch):
     sae = random_sae()
-    resid, W_dec = batch.resid.clone(), sae.W_dec.clone()
+    resid, W_dec = batch.activations.clone(), sae.W_dec.clone()
     run([batch], model, sae)
-    assert torch.equal(batch.resid, resid)
+    assert torch.equal(batch.activations, resid)
     assert torch.equal(sae.W_dec, W_dec)
     assert not sae.W_dec.requires_grad
 

@@ -67,7 +67,7 @@ def counted_ce(model: CutModel, batch: ContextBatch, resid: Tensor) -> float:
 
 
 def kept_replaced(batch: ContextBatch, values: Tensor) -> Tensor:
-    return torch.where(batch.is_kept[..., None], values, batch.resid)
+    return torch.where(batch.is_kept[..., None], values, batch.activations)
 
 
 def assert_same(one: Evaluation, other: Evaluation) -> None:
@@ -100,7 +100,7 @@ def test_zeros_at_kept_positions_recover_nothing(model, batch):
 
 
 def test_the_constant_mean_explains_no_variance_and_costs_what_mean_ablation_costs(model, batch):
-    mean = batch.resid[batch.is_kept].mean(dim=0)
+    mean = batch.activations[batch.is_kept].mean(dim=0)
     found = run([batch], model, constant_sae(mean / 5.0))
     assert found.explained_variance == pytest.approx([0.0] * 3, abs=1e-6)
     assert found.ce == pytest.approx([found.ce_mean] * 3, rel=1e-6)
@@ -110,15 +110,15 @@ def test_the_constant_mean_explains_no_variance_and_costs_what_mean_ablation_cos
 def test_every_cross_entropy_equals_its_slow_twin(model, batch):
     sae, rms = random_sae(), rms_of(batch)
     found = run([batch], model, sae, rms=rms)
-    acts = sae.encode(batch.resid / rms)
-    assert found.ce_clean == pytest.approx(counted_ce(model, batch, batch.resid), rel=1e-5)
+    acts = sae.encode(batch.activations / rms)
+    assert found.ce_clean == pytest.approx(counted_ce(model, batch, batch.activations), rel=1e-5)
     for g, width in enumerate(sae.prefix_widths):
         spliced = kept_replaced(batch, rms * sae.decode(acts, width))
         assert found.ce[g] == pytest.approx(counted_ce(model, batch, spliced), rel=1e-5)
         counted = batch.is_kept[:, :-1] & batch.is_token[:, 1:]
-        p, q = (model(batch, r)[:, :-1][counted].log_softmax(-1) for r in (batch.resid, spliced))
+        p, q = (model(batch, r)[:, :-1][counted].log_softmax(-1) for r in (batch.activations, spliced))
         assert found.kl[g] == pytest.approx((p.exp() * (p - q)).sum(dim=1).mean().item(), rel=1e-4)
-    zeros = torch.zeros_like(batch.resid)
+    zeros = torch.zeros_like(batch.activations)
     assert found.ce_zero_all == pytest.approx(counted_ce(model, batch, zeros), rel=1e-5)
     assert found.ce_zero_kept == pytest.approx(
         counted_ce(model, batch, kept_replaced(batch, zeros)), rel=1e-5
@@ -183,7 +183,7 @@ def test_drift_compares_firings_on_the_same_tokens(model, batch):
     sae = random_sae(n_core=2)
     before = core_of(sae, [0, 1])
     before.W_dec[1] = -before.W_dec[1]
-    x = batch.resid[batch.is_kept] / 5.0
+    x = batch.activations[batch.is_kept] / 5.0
     before.threshold[0] = sae.encode(x)[:, 0].unique()[2]  # the two weakest firings of now are none of then
     now, then = sae.encode(x)[:, 0] > 0, sae.pre_acts(x)[:, 0] > before.threshold[0]
     drift = run([batch], model, sae, previous=before).drift
@@ -208,7 +208,7 @@ def test_what_cannot_be_said_is_null(model, batch):
     metrics = run([lonely], model, random_sae()).to_metrics()
     for name in ("ce_clean", "ce_mean", "ce_increase", "lr_kept", "lr_saelens", "explained_variance"):
         assert metrics[name] is None
-    flat = batch._replace(resid=torch.zeros_like(batch.resid))
+    flat = batch._replace(activations=torch.zeros_like(batch.activations))
     found = run([flat], model, random_sae())
     assert found.explained_variance_median == [None] * 3
     assert found.lr_kept == [None] * 3  # zero ablation changes nothing
@@ -230,7 +230,7 @@ def test_a_loss_that_is_not_finite_fails_the_cycle(model, batch):
 
 def test_measuring_changes_neither_the_sae_nor_the_batch(model, batch):
     sae = random_sae(n_core=2)
-    before, resid = {k: v.clone() for k, v in vars(sae).items() if isinstance(v, Tensor)}, batch.resid.clone()
+    before, resid = {k: v.clone() for k, v in vars(sae).items() if isinstance(v, Tensor)}, batch.activations.clone()
     run([batch], model, sae, previous=core_of(sae, [0, 1]))
     assert all(torch.equal(getattr(sae, name), tensor) for name, tensor in before.items())
-    assert torch.equal(batch.resid, resid)
+    assert torch.equal(batch.activations, resid)

@@ -74,7 +74,7 @@ def run_cycle(world: World, *, cycle_index: int, given: Core | None) -> Cycle:
         )
     )
     rms = rms_of(world.contexts(200, seed=0))
-    tokens = world.contexts(N_STEPS * BATCH_TOKENS // 16, seed=1 + cycle_index).resid.flatten(0, 1)
+    tokens = world.contexts(N_STEPS * BATCH_TOKENS // 16, seed=1 + cycle_index).activations.flatten(0, 1)
     trainer = Trainer(spec.config, given, Batches(tokens / rms, BATCH_TOKENS), seed=cycle_index)
     for _ in trainer.run():
         pass
