@@ -1,6 +1,6 @@
 """The trainer's entry point: one cycle as a process, reported line by line.
 
-`python -m dmsae.cycle SPEC.json OUT/ [--core DIR] [--cache DIR] [--supervised]`
+`python -m dmsae.cycle SPEC.json OUT/ [--core DIR] [--cache DIR] [--inputs DIR] [--allowed-root DIR] ...`
 
 Ties itself to its supervisor, reads the spec, and turns whatever goes wrong into one line and an exit status.
 It loads torch only after that; the steps of a cycle are in `cycle_steps.py`.
@@ -15,7 +15,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from dmsae.config import CycleSpec
+from dmsae.config import CycleSpec, DistillationConfig
 from dmsae.errors import CycleFailed
 from dmsae.reporting import LineReport, claim_stdout
 from dmsae.supervision import tie_to_parent
@@ -28,13 +28,17 @@ ENVIRONMENT = {
     "OMP_WAIT_POLICY": "PASSIVE",
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
     "HF_HUB_DISABLE_TELEMETRY": "1",
-    "HF_HUB_OFFLINE": "1",
+    # Xet's own client knows neither our time-outs nor a private hub's address, and keeps a cache of its own
+    "HF_HUB_DISABLE_XET": "1",
     "TOKENIZERS_PARALLELISM": "false",
     "TQDM_DISABLE": "1",
     "TRANSFORMERS_NO_ADVISORY_WARNINGS": "1",
     "TRANSFORMERS_VERBOSITY": "error",
 }
 """Environment under which libraries share cores, draw no bars and do not call home; read on import."""
+
+OFFLINE = {"HF_HUB_OFFLINE": "1"}
+"""Added to it where no source lies on the hub: then nothing may ask there, whatever a library looks for."""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -92,6 +96,10 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("out", type=Path, metavar="OUT", help="folder to write; absent or empty")
     parser.add_argument("--core", type=Path, help="core/ folder of the cycle before; absent for cycle 0")
     parser.add_argument("--cache", type=Path, default=default_cache(), help="where converted models are kept")
+    parser.add_argument("--inputs", type=Path, help="folder with the stored objects that the text names")
+    parser.add_argument(
+        "--allowed-root", type=Path, action="append", help="folder from which files may be read; none: any"
+    )
     parser.add_argument("--supervised", action="store_true", help="end when the parent or stdin does")
     arguments = parser.parse_args(argv)
     if arguments.out.exists() and (not arguments.out.is_dir() or any(arguments.out.iterdir())):
@@ -104,9 +112,15 @@ def default_cache() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dmsae"
 
 
+def environment_for(config: DistillationConfig) -> dict[str, str]:
+    """Give what the libraries' environment must hold for these settings."""
+    asks_hub = "hub" in (config.model.source, config.data.text.source)
+    return ENVIRONMENT if asks_hub else {**ENVIRONMENT, **OFFLINE}
+
+
 def _run(arguments: argparse.Namespace, report: LineReport) -> None:
     spec = read_spec(arguments.spec)
-    os.environ.update(ENVIRONMENT)
+    os.environ.update(environment_for(spec.config))
     from dmsae.cycle_steps import run_cycle
 
     run_cycle(spec, arguments.out, core_dir=arguments.core, cache_dir=arguments.cache, report=report)

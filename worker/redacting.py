@@ -3,10 +3,12 @@
 import os
 import re
 from collections.abc import Iterable
+from typing import Any
 
 from dmsae.service.logs import HIDDEN, redact
 from dmsae.service.plain_json import plain_text
 from dmsae.service.settings import Settings
+from worker.trainer import HUB_ACCESS
 
 LEAST_SECRET_CHARS = 6
 """Shorter values would blank out ordinary words."""
@@ -26,10 +28,23 @@ class Redactor:
             text = self._known.sub(HIDDEN, text)
         return plain_text(redact(text))
 
+    def all_of(self, value: Any) -> Any:
+        """Give a JSON value whose texts, names included, hold no secret."""
+        match value:
+            case str():
+                return self(value)
+            case dict():
+                return {self(str(name)): self.all_of(item) for name, item in value.items()}
+            case list() | tuple():
+                return [self.all_of(item) for item in value]
+        return value
+
 
 def make_redactor(settings: Settings) -> Redactor:
     """Make the redactor that knows this worker's own secrets."""
     urls = (settings.database_url.get_secret_value(), settings.broker_url.get_secret_value())
-    passwords = [match.group(1) for url in urls if (match := re.search(r"://[^/@]*:([^/@]+)@", url))]
+    ways = [os.environ.get(name, "") for name in HUB_ACCESS]
+    found = [re.search(r"://[^/@]*:([^/@]+)@", url) for url in (*urls, *ways)]
+    passwords = [match.group(1) for match in found if match is not None]
     token = os.environ.get("HF_TOKEN", "")
     return Redactor([*urls, *passwords, settings.s3_secret_key.get_secret_value(), token])

@@ -27,12 +27,13 @@ from dmsae.service.recording import (
 from dmsae.service.results import CycleResult, read_result
 from worker.device_lock import DeviceLock
 from worker.heartbeat import Heartbeat
+from worker.object_inputs import ObjectInputs
 from worker.protocol import DoneMessage, FailedMessage
 from worker.redacting import make_redactor
 from worker.runtime import Runtime
 from worker.trainer import Trainer, describe_exit
 from worker.trainer_output import TrainerOutput
-from worker.work_folder import WorkFolder, check_model_path
+from worker.work_folder import WorkFolder, check_paths
 
 log = structlog.get_logger()
 
@@ -67,6 +68,7 @@ class Supervisor:
         self._lock = lock
         self._output = TrainerOutput(make_redactor(runtime.settings))
         self._folder = WorkFolder(runtime.settings.work_dir, runtime.worker.slot)
+        self._inputs = ObjectInputs(runtime.settings.cache_dir, runtime.worker.id)
         self._last_report = Report()
         self._heartbeat = Heartbeat(runtime.settings, claim, self._output)
         self._log = log.bind(job=claim.job_id, cycle=claim.cycle_index, attempt=claim.attempt_number)
@@ -84,14 +86,20 @@ class Supervisor:
             outcome = self._record(verdict, artifacts, result)
         finally:
             self._folder.clear()
+            self._inputs.release()
         self._log.info("attempt_ended", outcome=outcome, code=verdict.code or None)
         return outcome
 
     def _prepare(self) -> Verdict | None:
         try:
-            check_model_path(self._claim.spec, self._settings.allowed_roots)
+            check_paths(self._claim.spec, self._settings.allowed_roots)
             self._settings.cache_dir.mkdir(parents=True, exist_ok=True)
             self._with_store(lambda: self._folder.prepare(self._claim, self._runtime.objects))
+            self._with_store(
+                lambda: self._inputs.fetch(
+                    self._claim.spec, self._runtime.objects, has_stopped=lambda: self._has_stopped
+                )
+            )
         except (CycleFailed, Unavailable, OSError) as error:
             return _verdict_of(error)
         return None
@@ -99,7 +107,7 @@ class Supervisor:
     def _train(self) -> Verdict:
         if (reason := self._reason_to_stop()) is not None:
             return reason
-        arguments = self._folder.arguments(self._claim, self._settings.cache_dir)
+        arguments = self._folder.arguments(self._claim, self._settings, inputs=self._inputs.folder)
         try:
             trainer = Trainer(
                 [*self._runtime.command, *arguments],
@@ -145,6 +153,10 @@ class Supervisor:
             return Verdict("handed_back", message="The worker stops; the cycle goes back to the queue.")
         return None
 
+    @property
+    def _has_stopped(self) -> bool:
+        return self._reason_to_stop() is not None
+
     def _end(self, trainer: Trainer) -> None:
         """End the trainer's group, however long it takes: nothing may be recorded or claimed before."""
         while not trainer.stop(grace_s=self._settings.kill_grace_s):
@@ -170,7 +182,7 @@ class Supervisor:
             result = read_result(self._folder.out)
             artifacts = self._with_store(
                 lambda: self._folder.upload(
-                    self._claim, self._runtime.objects, has_stopped=lambda: self._reason_to_stop() is not None
+                    self._claim, self._runtime.objects, has_stopped=lambda: self._has_stopped
                 )
             )
         except (CycleFailed, Unavailable, OSError) as error:

@@ -11,7 +11,13 @@ from typing import IO, BinaryIO, cast
 from worker.processes import group_members, kill_group
 from worker.trainer_output import TrainerOutput
 
-PASSED_ON = ("PATH", "HOME", "LANG", "LD_LIBRARY_PATH", "TMPDIR", "PYTHONPATH", "HF_HOME", "HF_TOKEN")
+HUB_ACCESS = (
+    *("HF_HOME", "HF_TOKEN", "HF_ENDPOINT"),
+    *("HTTPS_PROXY", "HTTP_PROXY", "NO_PROXY", "https_proxy", "http_proxy", "no_proxy"),
+    *("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE"),
+)
+"""How a trainer reaches the model hub: only trainers ask there, so they alone are given its token."""
+PASSED_ON = ("PATH", "HOME", "LANG", "LD_LIBRARY_PATH", "TMPDIR", "PYTHONPATH", *HUB_ACCESS)
 """Variables that a trainer may see; no credential of database, broker or store is among them."""
 PASSED_ON_PREFIXES = ("OMP_", "MKL_")
 READER_PATIENCE_S = 5.0

@@ -60,8 +60,8 @@ class TrainerOutput:
                     if message.step > 0:
                         self._points.append(self._progress)
                 case EventMessage():
-                    text = self._redact(message.message)
-                    self._events.append({**message.model_dump(include={"kind", "data"}), "message": text})
+                    said = message.model_dump(include={"kind", "data", "message"})
+                    self._events.append(self._redact.all_of(said))
                 case DoneMessage() | FailedMessage():
                     self.ending = message
         return message is not None

@@ -2,13 +2,15 @@
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from dmsae.errors import CycleFailed
+from dmsae.errors import CycleFailed, InvalidConfig
+from dmsae.service.allowed_paths import allowed_path
 from dmsae.service.claims import Claim, StoredFile
 from dmsae.service.objects import ObjectStore
+from dmsae.service.settings import Settings
 
 MANIFEST = "manifest.json"
 
@@ -38,10 +40,12 @@ class WorkFolder:
             path.parent.mkdir(parents=True, exist_ok=True)
             objects.get_file(file.object_key, path, sha256=file.sha256)
 
-    def arguments(self, claim: Claim, cache_dir: Path) -> list[str]:
-        """Give the trainer's arguments."""
+    def arguments(self, claim: Claim, settings: Settings, *, inputs: Path) -> list[str]:
+        """Give the trainer's arguments; `inputs` holds the objects that it reads."""
         core = ["--core", str(self.core)] if claim.input_files else []
-        return [str(self.spec), str(self.out), *core, "--cache", str(cache_dir), "--supervised"]
+        roots = [part for root in settings.allowed_roots for part in ("--allowed-root", str(root))]
+        folders = ["--cache", str(settings.cache_dir), "--inputs", str(inputs)]
+        return [str(self.spec), str(self.out), *core, *folders, *roots, "--supervised"]
 
     def upload(
         self, claim: Claim, objects: ObjectStore, *, has_stopped: Callable[[], bool]
@@ -73,20 +77,26 @@ class WorkFolder:
         return StoredFile(name, stored.key, stored.size_bytes, stored.sha256)
 
 
-def check_model_path(spec: dict[str, Any], allowed_roots: list[Path]) -> None:
-    """Refuse a local model that lies outside this worker's allowed roots, links followed.
+def check_paths(spec: dict[str, Any], allowed_roots: Sequence[Path]) -> None:
+    """Refuse a local model or text files outside this worker's allowed roots, links followed.
+
+    Of a glob the part before its first wildcard is looked at; what it finds, the trainer checks one by one.
 
     Raises:
-        CycleFailed: `model_unreadable`.
+        CycleFailed: `model_unreadable` or `data_unreadable`, naming the path.
     """
-    model = spec["config"].get("model", {})
-    if model.get("source") != "local":
-        return
-    path = Path(model["path"]).resolve()
-    if not any(path.is_relative_to(root.resolve()) for root in allowed_roots):
-        raise CycleFailed(
-            "model_unreadable",
-            f"model.path = {model['path']!r}: lies outside the folders that this worker may read;"
-            " ask for one of them to be added to DMSAE_ALLOWED_ROOTS.",
-            param="model.path",
-        )
+    model, text = (spec["config"].get(name, {}) for name in ("model", "data"))
+    text = text.get("text", {})
+    if model.get("source") == "local":
+        resolved = _check_path(model["path"], allowed_roots, param="model.path", failure="model_unreadable")
+        _check_path(str(resolved), allowed_roots, param="model.path", failure="model_unreadable")
+    if text.get("source") in ("files", "activations"):
+        for index, path in enumerate(text["paths"]):
+            _check_path(path, allowed_roots, param=f"data.text.paths.{index}", failure="data_unreadable")
+
+
+def _check_path(path: str, allowed_roots: Sequence[Path], *, param: str, failure: str) -> Path:
+    try:
+        return allowed_path(path, allowed_roots, param=param)
+    except InvalidConfig as error:
+        raise CycleFailed(failure, f"{error.message}.", param=param) from error
