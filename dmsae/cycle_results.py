@@ -43,6 +43,7 @@ def metrics_record(run: CycleRun, results: Results, clock: Clock) -> dict[str, A
     n_steps = token_budget(training, n_available=sum(survey.window_tokens)) // training.batch_tokens
     return {
         "cycle_index": run.spec.cycle_index,
+        **run.facts(),
         **results.selection.to_metrics(),
         **results.evaluation.to_metrics(),
         **core_figures(run, results),

@@ -72,7 +72,7 @@ def train(run: CycleRun, harvest: Harvest) -> Trained:
     config = run.config
     order = Order(config.seed, run.spec.cycle_index)
     stream = TokenStream(harvest.windows, harvest.survey, config.training, order=order)
-    trainer = Trainer(config, run.core, stream, seed=run.seed)
+    trainer = Trainer(config, run.core, stream, seed=run.seed, device=run.device)
     later_s = estimate_measuring_s(run.loaded, config, token_s=harvest.token_s)
     pace = Pace(n_steps=stream.n_steps, batch_tokens=config.training.batch_tokens, later_s=later_s)
     for progress in trainer.run():

@@ -66,7 +66,7 @@ class LoadedModel:
             "model_type": self.model_type,
             "model_dtype": str(self.dtype).removeprefix("torch."),
             "attention": self.attention,
-            "model_device": str(self.device),
+            "device": str(self.device),
         }
 
 

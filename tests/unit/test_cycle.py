@@ -23,7 +23,8 @@ NAMED_METRICS = """
     explained_variance_per_prefix explained_variance_median_per_prefix ce_clean ce_zero_all
     ce_zero_kept ce_mean ce_increase ce_increase_per_prefix kl_per_prefix lr_saelens lr_kept
     lr_kept_per_prefix score_effective_n ablation rms median_norm n_tokens n_steps
-    n_tokens_dropped seconds phase_seconds
+    n_tokens_dropped seconds phase_seconds core_density_given noncore_budget identity_lost
+    model_revision model_type model_dtype attention device hook_path
 """
 
 
@@ -113,6 +114,8 @@ def test_metrics_hold_what_the_contract_names(chain):
         metrics = read(chain / str(index) / "metrics.json")
         assert set(NAMED_METRICS.split()) <= set(metrics)
         assert metrics["n_tokens"] == 16_384
+        assert (metrics["model_dtype"], metrics["device"]) == ("float32", "cpu")
+        assert metrics["hook_path"] == "model.layers.1"
         assert metrics["identity_lost"] is read(chain / str(index) / "lineage.json")["identity_lost"]
         assert set(metrics["phase_seconds"]) == {
             "loading",
