@@ -8,10 +8,12 @@ from typing import Any
 from dmsae.service.logs import HIDDEN, redact
 from dmsae.service.plain_json import plain_text
 from dmsae.service.settings import Settings
-from worker.trainer import HUB_ACCESS
 
 LEAST_SECRET_CHARS = 6
 """Shorter values would blank out ordinary words."""
+
+WAYS_TO_THE_HUB = ("HF_ENDPOINT", "HTTPS_PROXY", "HTTP_PROXY", "https_proxy", "http_proxy")
+"""Addresses that a trainer is given, and that may hold a password."""
 
 
 class Redactor:
@@ -43,7 +45,7 @@ class Redactor:
 def make_redactor(settings: Settings) -> Redactor:
     """Make the redactor that knows this worker's own secrets."""
     urls = (settings.database_url.get_secret_value(), settings.broker_url.get_secret_value())
-    ways = [os.environ.get(name, "") for name in HUB_ACCESS]
+    ways = [os.environ.get(name, "") for name in WAYS_TO_THE_HUB]
     found = [re.search(r"://[^/@]*:([^/@]+)@", url) for url in (*urls, *ways)]
     passwords = [match.group(1) for match in found if match is not None]
     token = os.environ.get("HF_TOKEN", "")
