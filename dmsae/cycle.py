@@ -26,6 +26,8 @@ FAILED = 3
 ENVIRONMENT = {
     # a thread that waits lets others have its core: spinning costs seconds a step where cores are shared
     "OMP_WAIT_POLICY": "PASSIVE",
+    # torch's deterministic kernels refuse matrix products on a GPU whose workspace may vary
+    "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
     "HF_HUB_DISABLE_TELEMETRY": "1",
     # Xet's own client knows neither our time-outs nor a private hub's address, and keeps a cache of its own
@@ -121,9 +123,11 @@ def environment_for(config: DistillationConfig) -> dict[str, str]:
 def _run(arguments: argparse.Namespace, report: LineReport) -> None:
     spec = read_spec(arguments.spec)
     os.environ.update(environment_for(spec.config))
+    from dmsae.cycle_inputs import Places
     from dmsae.cycle_steps import run_cycle
 
-    run_cycle(spec, arguments.out, core_dir=arguments.core, cache_dir=arguments.cache, report=report)
+    places = Places(arguments.cache, arguments.core, arguments.inputs, arguments.allowed_root)
+    run_cycle(spec, arguments.out, places=places, report=report)
 
 
 def _is_out_of_memory(error: Exception) -> bool:
