@@ -57,11 +57,25 @@ class FakeHub:
     """Bytes after which the next answer with this file breaks off."""
     holds: dict[str, threading.Event] = field(default_factory=dict)
     """Files of which half is sent, and the rest once told."""
+    once: dict[str, tuple[int, dict[str, str]]] = field(default_factory=dict)
+    """What the next request for this file's bytes gets instead."""
     is_closing: threading.Event = field(default_factory=threading.Event)
 
     def add(self, repo_id: str, folder: Path, *, kind: str = "models") -> Repository:
         """Serve a folder as a repository of kind `models` or `datasets`."""
         return self.repositories.setdefault((kind, repo_id), Repository(folder))
+
+    def hold(self, name: str) -> None:
+        """Send half of a file, and the rest once it is released."""
+        self.holds[name] = threading.Event()
+
+    def release(self, name: str) -> None:
+        """Send the rest of a file that is held."""
+        self.holds[name].set()
+
+    def stored(self, name: str) -> list[Seen]:
+        """Give the requests for one file's bytes that reached the storage host."""
+        return [seen for seen in self.asked_for(name) if seen.host == "localhost"]
 
     def asked_for(self, name: str, *, method: str = "GET") -> list[Seen]:
         """Give the requests for one file's bytes."""
@@ -155,6 +169,9 @@ def _handler(hub: FakeHub) -> type[BaseHTTPRequestHandler]:
                 self.send_bytes(file, path, headers)
 
         def send_bytes(self, file: Path, path: str, headers: dict[str, str]) -> None:
+            if self.command == "GET" and (other := hub.once.pop(path, None)) is not None:
+                self.send(*other)
+                return
             body, status = file.read_bytes(), 200
             if asked := re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", "")):
                 start, end = int(asked[1]), int(asked[2] or len(body) - 1)

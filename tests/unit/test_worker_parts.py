@@ -5,6 +5,7 @@ import subprocess
 import sys
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -20,7 +21,7 @@ from worker.device_lock import hold_device
 from worker.processes import ProcessMark, group_members, kill_group, mark_process
 from worker.sweeper import Watch
 from worker.trainer import describe_exit, trainer_environment
-from worker.work_folder import check_model_path
+from worker.work_folder import check_paths
 
 HELD = Held("job_a", "cycle_a", 0, "attempt_a", 1, 5, "cpu")
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
@@ -40,7 +41,9 @@ def test_importing_the_worker_loads_no_torch_and_reads_no_environment() -> None:
 
 
 def test_a_trainer_gets_an_allow_listed_environment() -> None:
-    given = {"PATH": "p", "HF_TOKEN": "t", "OMP_NUM_THREADS": "2", "MKL_X": "1", "LANG": "C"}
+    given = {"PATH": "p", "OMP_NUM_THREADS": "2", "MKL_X": "1", "LANG": "C"}
+    ways = ["HF_TOKEN", "HF_ENDPOINT", "HTTPS_PROXY", "https_proxy", "NO_PROXY", "no_proxy", "SSL_CERT_FILE"]
+    given.update(dict.fromkeys([*ways, "HTTP_PROXY", "http_proxy", "REQUESTS_CA_BUNDLE"], "way to the hub"))
     secret = {"DMSAE_DATABASE_URL": "x", "AWS_SECRET_ACCESS_KEY": "x", "PGPASSWORD": "x", "SHELL": "x"}
     environment = {**given, **secret, "CUDA_VISIBLE_DEVICES": "0,1"}
     assert trainer_environment(environment, visible_devices="GPU-a") == {
@@ -49,22 +52,47 @@ def test_a_trainer_gets_an_allow_listed_environment() -> None:
     }
 
 
-@pytest.mark.parametrize("path", ["/elsewhere/model", "{root}/../model", "{root}-more", "{root}/sly"])
-def test_a_model_outside_the_allowed_roots_is_refused(tmp_path: Path, path: str) -> None:
+OUTSIDE = ["/elsewhere/model", "{root}/../model", "{root}-more", "{root}/sly", "{root}/sly/*.txt", "relative"]
+
+
+@pytest.mark.parametrize("path", OUTSIDE)
+@pytest.mark.parametrize(
+    ("param", "failure"), [("model.path", "model_unreadable"), ("data.text.paths.1", "data_unreadable")]
+)
+def test_what_lies_outside_the_allowed_roots_is_refused(
+    tmp_path: Path, path: str, param: str, failure: str
+) -> None:
     root = tmp_path / "root"
     root.mkdir()
     (root / "sly").symlink_to(tmp_path)
-    model = {"source": "local", "path": path.format(root=root)}
+    named = path.format(root=root)
     with pytest.raises(CycleFailed) as caught:
-        check_model_path({"config": {"model": model}}, [root])
-    assert caught.value.failure == "model_unreadable"
-    assert caught.value.param == "model.path"
+        check_paths(spec_of(param, named, inside=str(root / "fine.txt")), [root])
+    assert (caught.value.failure, caught.value.param) == (failure, param)
+    assert repr(named) in caught.value.message
 
 
-def test_a_model_under_an_allowed_root_and_a_builtin_one_may_be_read(tmp_path: Path) -> None:
+def spec_of(param: str, path: str, *, inside: str) -> dict[str, Any]:
+    if param == "model.path":
+        return {"config": {"model": {"source": "local", "path": path}}}
+    return {"config": {"data": {"text": {"source": "files", "paths": [inside, path]}}}}
+
+
+def test_a_link_behind_a_wildcard_character_in_a_models_name_is_followed(tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    root.mkdir()
+    (root / "a[b]").symlink_to(tmp_path)
+    with pytest.raises(CycleFailed):
+        check_paths(spec_of("model.path", str(root / "a[b]" / "model"), inside=""), [root])
+
+
+def test_what_lies_under_an_allowed_root_or_comes_from_elsewhere_may_be_read(tmp_path: Path) -> None:
     model = {"source": "local", "path": str(tmp_path / "a" / "model.gguf")}
-    check_model_path({"config": {"model": model}}, [Path("/nowhere"), tmp_path])
-    check_model_path({"config": {"model": {"source": "builtin", "name": "x"}}}, [])
+    text = {"source": "activations", "paths": [str(tmp_path / "**" / "*.safetensors")]}
+    check_paths({"config": {"model": model, "data": {"text": text}}}, [Path("/nowhere"), tmp_path])
+    check_paths({"config": {"model": {"source": "builtin", "name": "x"}}}, [])
+    hub = {"source": "hub", "files": ["/etc/passwd"]}
+    check_paths({"config": {"model": {"source": "hub"}, "data": {"text": hub}}}, [])
 
 
 def lease(expires_at: datetime = NOW) -> ExpiredLease:
