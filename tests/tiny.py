@@ -5,6 +5,7 @@ Made on the spot, without any download.
 
 import copy
 import json
+from functools import cache
 from pathlib import Path
 from pydoc_data.topics import topics
 from typing import Any
@@ -32,7 +33,19 @@ VOCAB_SIZE = 512
 
 
 def tiny_tokenizer() -> PreTrainedTokenizerFast:
-    """Train a byte-level BPE of 512 tokens on a part of the built-in text."""
+    """Give a byte-level BPE of 512 tokens, trained on a part of the built-in text."""
+    return PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer.from_str(_trained_tokenizer()),
+        bos_token=BOS,
+        eos_token=EOS,
+        pad_token=PAD,
+        model_max_length=256,
+    )
+
+
+@cache
+def _trained_tokenizer() -> str:
+    """Train it once in each process."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -43,9 +56,7 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
         show_progress=False,
     )
     tokenizer.train_from_iterator([topics[name] for name in sorted(topics)[:20]], trainer)
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, bos_token=BOS, eos_token=EOS, pad_token=PAD, model_max_length=256
-    )
+    return tokenizer.to_str()
 
 
 def tiny_llama(n_layers: int = 4, d_model: int = 32) -> LlamaForCausalLM:
