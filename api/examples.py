@@ -71,6 +71,8 @@ SUMMARY: dict[str, Any] = {
     "created_at": MOMENT,
     "started_at": MOMENT,
     "finished_at": None,
+    "expires_at": None,
+    "stored_bytes": 4_890_112,
     "progress": PROGRESS,
     "links": {"self": f"/jobs/{JOB_ID}", "lineage": f"/distillations/{JOB_ID}/lineage"},
 }
@@ -82,11 +84,24 @@ DRY_RUN: dict[str, Any] = {
     "config": CONFIG,
     "max_core": 240,
     "cycles": [
-        {"cycle_index": 0, "is_exact": True, "n_core": 0, "prefix_widths": [128, 256, 512, 768, 1024]},
-        {"cycle_index": 1, "is_exact": False, "n_core": 128, "prefix_widths": [256, 384, 640, 896, 1024]},
+        {
+            "cycle_index": 0,
+            "is_exact": True,
+            "n_core": 0,
+            "prefix_widths": [128, 256, 512, 768, 1024],
+            "stored_bytes": 5_461_730,
+        },
+        {
+            "cycle_index": 1,
+            "is_exact": False,
+            "n_core": 128,
+            "prefix_widths": [256, 384, 640, 896, 1024],
+            "stored_bytes": 6_203_114,
+        },
     ],
     "memory": {"value": 1.95e9, "unit": "bytes", "source": "Computed for float32: ..."},
     "time": {"value": None, "unit": "s", "source": "No estimate: ..."},
+    "retention_days": None,
 }
 
 CYCLE: dict[str, Any] = {
@@ -101,6 +116,7 @@ CYCLE: dict[str, Any] = {
     "finished_at": LATER,
     "input_core_id": None,
     "output_core_id": "core_019ab2f30b1e7d41b0a3c4d5e6f70812",
+    "stored_bytes": 4_890_112,
     "metrics": {"n_candidates": 128, "n_core": 99, "n_new": 99, "explained_variance": 0.74, "l0": 31.9},
 }
 
@@ -138,6 +154,23 @@ LOG_LIST: dict[str, Any] = {
             "text": "",
         }
     ]
+}
+
+UPLOAD_REQUEST: dict[str, Any] = {"filename": "pile.jsonl.zst", "size_bytes": 731_906_112}
+"""Body of POST /uploads."""
+
+UPLOAD_KEY = "uploads/owner_019ab2e1/upload_019ab2f0a3b87c11/pile.jsonl.zst"
+
+UPLOAD: dict[str, Any] = {
+    "id": "upload_019ab2f0a3b87c11",
+    "key": UPLOAD_KEY,
+    "filename": "pile.jsonl.zst",
+    "size_bytes": 731_906_112,
+    "method": "PUT",
+    "url": f"http://127.0.0.1:8333/dmsae/{UPLOAD_KEY}?...",
+    "headers": {"Content-Length": "731906112", "If-None-Match": "*"},
+    "expires_at": LATER,
+    "kept_days": 30,
 }
 
 ARTIFACT_LIST: dict[str, Any] = {

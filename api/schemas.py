@@ -2,16 +2,18 @@
 
 from collections.abc import Sequence
 from datetime import datetime
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict
 
 from api import examples
 from dmsae.service.health import PartHealth, Status
 from dmsae.service.jobs import ArtifactView, AttemptView, CycleView
+from dmsae.service.objects import PutLink
 from dmsae.service.paging import Page
 from dmsae.service.progress import JobView
 from dmsae.service.tables import Event
+from dmsae.service.upload_tables import Upload
 
 
 class Answer(BaseModel):
@@ -69,17 +71,22 @@ class JobSummary(Answer):
     created_at: datetime
     started_at: datetime | None
     finished_at: datetime | None
+    expires_at: datetime | None
+    """When it will be deleted; null: never, or not known yet, within a minute of its end."""
+    stored_bytes: int
+    """Size of all that its finished cycles stored."""
     progress: ProgressOut
     links: dict[str, str]
 
     @classmethod
     def of(cls, view: JobView) -> Self:
         """Show a job."""
-        names = cls.model_fields.keys() - {"owner", "state_reason", "progress", "links"}
+        names = cls.model_fields.keys() - {"owner", "state_reason", "stored_bytes", "progress", "links"}
         return cls(
             **{name: getattr(view.job, name) for name in names},
             owner=view.owner,
             state_reason=view.state_reason,
+            stored_bytes=view.stored_bytes,
             progress=ProgressOut.model_validate(view.progress),
             links=_links(view.job.id, view.job.kind),
         )
@@ -125,6 +132,8 @@ class CycleWidths(Answer):
     n_core: int
     """Latents of the core that it starts from."""
     prefix_widths: list[int]
+    stored_bytes: int | None
+    """At most what it will store; null while the model's width is not known."""
 
 
 class DryRunOut(Answer):
@@ -137,6 +146,8 @@ class DryRunOut(Answer):
     cycles: list[CycleWidths]
     memory: Quantity
     time: Quantity
+    retention_days: int | None
+    """Days after its end until the job would be deleted; null: never."""
 
 
 class CycleOut(Answer):
@@ -154,14 +165,17 @@ class CycleOut(Answer):
     finished_at: datetime | None
     input_core_id: str | None
     output_core_id: str | None
+    stored_bytes: int
+    """Size of all that it stored."""
     metrics: dict[str, Any] | None
     """Of the finished cycle."""
 
     @classmethod
     def of(cls, view: CycleView) -> Self:
         """Show a cycle."""
-        names = cls.model_fields.keys() - {"n_attempts"}
-        return cls(**{name: getattr(view.cycle, name) for name in names}, n_attempts=view.n_attempts)
+        counted = {"n_attempts": view.n_attempts, "stored_bytes": view.stored_bytes}
+        names = cls.model_fields.keys() - counted.keys()
+        return cls(**{name: getattr(view.cycle, name) for name in names}, **counted)
 
 
 class CycleList(Answer):
@@ -276,6 +290,41 @@ class ArtifactList(Answer):
     model_config = example_of(examples.ARTIFACT_LIST)
 
     items: list[ArtifactOut]
+
+
+class UploadOut(Answer):
+    """Where to put a file: by one PUT of exactly its bytes, with these headers, before the link expires."""
+
+    model_config = example_of(examples.UPLOAD)
+
+    id: str
+    key: str
+    """What `data.text.objects` names it by."""
+    filename: str
+    size_bytes: int
+    method: Literal["PUT"]
+    url: str
+    """Needs no API key; send none with it."""
+    headers: dict[str, str]
+    """All of them are needed."""
+    expires_at: datetime
+    """Of the link."""
+    kept_days: int
+    """The file is deleted when no job has named it for so long."""
+
+    @classmethod
+    def of(cls, upload: Upload, link: PutLink, *, kept_days: int) -> Self:
+        """Show an upload with its link."""
+        same = {name: getattr(upload, name) for name in ("id", "filename", "size_bytes")}
+        return cls(
+            **same,
+            key=upload.object_key,
+            method="PUT",
+            url=link.url,
+            headers=link.headers,
+            expires_at=link.expires_at,
+            kept_days=kept_days,
+        )
 
 
 class PartOut(Answer):

@@ -1,8 +1,8 @@
 """Puts right what nobody else does: `python -m worker.sweeper`, in any number of replicas, of which one acts.
 
 It closes attempts whose lease it has watched expired for one whole lease of its own uninterrupted contact
-with the database, ends jobs stuck in `cancelling`, sends lost wake-ups again, notes which workers are gone,
-and deletes what attempts without success left in the store.
+with the database, ends jobs stuck in `cancelling`, sends lost wake-ups again and notes which workers are
+gone. What is to be deleted is the business of `cleaner.py`, which runs beside it.
 """
 
 import signal
@@ -24,15 +24,16 @@ from dmsae.service.objects import ObjectStore
 from dmsae.service.queue import WakeUps, make_celery
 from dmsae.service.recording import RetryPolicy
 from dmsae.service.settings import Settings, load_settings
-from dmsae.service.sweeping import abandoned_attempts, classes_waiting, close_expired
+from dmsae.service.sweeping import classes_waiting, close_expired
 from dmsae.service.workers import mark_gone_workers
 from worker.alive import SWEEPER, note_alive
+from worker.cleaner import Cleaner
 
 log = structlog.get_logger()
 
-DAY_S = 86_400.0
-DELETE_EVERY_S = 3600.0
 GONE_AFTER_S = 60.0
+STOP_S = 10.0
+"""How long a step of cleaning may take to its end once all is to stop; it may be cut off anywhere."""
 
 
 @dataclass(frozen=True)
@@ -76,16 +77,12 @@ class Watch:
 class Sweeper:
     """One replica; `sweep` acts only while it holds the leader's lock."""
 
-    def __init__(
-        self, settings: Settings, database: Database, wake_ups: WakeUps, objects: ObjectStore
-    ) -> None:
+    def __init__(self, settings: Settings, database: Database, wake_ups: WakeUps) -> None:
         self._settings = settings
         self._database = database
         self._wake_ups = wake_ups
-        self._objects = objects
         self._leadership = Leadership(database)
         self._watch = Watch(settings.lease_s, gap_s=max(3 * settings.sweep_s, settings.lease_s / 2))
-        self._deleted_at = -DELETE_EVERY_S
 
     def sweep(self) -> bool:
         """Look once and put right what is wrong; false if another replica acts or Postgres is away."""
@@ -99,7 +96,6 @@ class Sweeper:
             gone_after_s = max(GONE_AFTER_S, 5 * self._settings.idle_wake_s)
             for worker_id in self._database.run(lambda s: mark_gone_workers(s, after_s=gone_after_s)):
                 log.warning("worker_gone", worker=worker_id)
-            self._delete_abandoned()
         except (Unavailable, DatabaseRefused) as error:
             log.warning("sweep_failed", error=type(error).__name__)
             self._watch.forget()
@@ -134,20 +130,9 @@ class Sweeper:
         for resource_class in waiting:
             self._wake_ups.send_wake_up(resource_class)
 
-    def _delete_abandoned(self) -> None:
-        if time.monotonic() - self._deleted_at < DELETE_EVERY_S:
-            return
-        self._deleted_at = time.monotonic()
-        for held in self._database.run(
-            lambda s: abandoned_attempts(s, closed_before_s=DAY_S, closed_after_s=7 * DAY_S)
-        ):
-            n_deleted = self._objects.delete_prefix(held.object_prefix)
-            if n_deleted:
-                log.info("objects_deleted", prefix=held.object_prefix, n_deleted=n_deleted)
-
 
 def main() -> None:
-    """Sweep until told to stop."""
+    """Sweep and clean until told to stop."""
     settings = load_settings()
     configure_logs(settings.log_level)
     stop = threading.Event()
@@ -155,9 +140,12 @@ def main() -> None:
         signal.signal(number, lambda *_: stop.set())
     wake_ups = WakeUps(make_celery(settings.broker_url))
     url = settings.database_url.get_secret_value()
-    database = Database(url, wake_up=wake_ups.send_wake_up, pool_size=3)
+    database = Database(url, wake_up=wake_ups.send_wake_up, pool_size=6)
     objects = ObjectStore(settings)
-    sweeper = Sweeper(settings, database, wake_ups, objects)
+    sweeper = Sweeper(settings, database, wake_ups)
+    cleaner = Cleaner(settings, database, objects)
+    cleaning = threading.Thread(target=cleaner.run, args=(stop,), name="cleaner", daemon=True)
+    cleaning.start()
     log.info("sweeper_started")
     try:
         while not stop.is_set():
@@ -166,6 +154,7 @@ def main() -> None:
             stop.wait(settings.sweep_s)
     finally:
         sweeper.resign()
+        cleaning.join(STOP_S)
         database.dispose()
         objects.close()
     log.info("sweeper_stopped")

@@ -12,6 +12,8 @@ from api.security import CallerOf
 from dmsae.service import estimates, jobs, lineage, submitting
 from dmsae.service.paging import LARGEST_BIGINT
 from dmsae.service.requests import DistillationRequest
+from dmsae.service.retention import retention_of
+from dmsae.service.text_objects import pin_objects
 
 router = APIRouter(prefix="/distillations", tags=["distillations"])
 
@@ -36,9 +38,12 @@ def submit_distillation(
 ) -> JobOut | DryRunOut:
     """Check, store and queue a distillation; `Location` names the job."""
     config, facts = submitting.resolve(body, allowed_roots=parts.settings.allowed_roots)
+    config = pin_objects(config, parts.store, prefixes=parts.settings.data_prefixes)
     if dry_run:
         response.status_code = 200
-        return DryRunOut.model_validate(estimates.describe(config, facts))
+        default_days = parts.settings.retention_days
+        days = parts.database.run(lambda s: retention_of(s, caller.owner_id, default_days=default_days))
+        return DryRunOut.model_validate({**estimates.describe(config, facts), "retention_days": days})
     view = parts.database.run(
         lambda session: submitting.submit(session, caller.owner_id, request=body, config=config)
     )

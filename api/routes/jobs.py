@@ -1,4 +1,4 @@
-"""Watch jobs, change what is about them, cancel them."""
+"""Watch jobs, change what is about them, cancel and delete them."""
 
 from typing import Annotated, Literal
 
@@ -8,7 +8,7 @@ from api import examples
 from api.dependencies import After, Cursor, JobId, PartsOf
 from api.schemas import ArtifactList, ArtifactOut, EventList, JobList, JobOut, LogList, LogOut
 from api.security import CallerOf
-from dmsae.service import jobs
+from dmsae.service import deleting, jobs
 from dmsae.service.jobs import JobFilter
 from dmsae.service.progress import JobView
 from dmsae.service.requests import JobChanges, PlainText
@@ -76,6 +76,12 @@ def cancel_job(job_id: JobId, caller: CallerOf, parts: PartsOf, response: Respon
     view = parts.database.run(lambda session: jobs.cancel_job(session, job_id, owner_id=caller.owner_id))
     response.headers.update(_etag(view))
     return JobOut.of(view)
+
+
+@router.delete("/{job_id}", status_code=204)
+def delete_job(job_id: JobId, caller: CallerOf, parts: PartsOf) -> None:
+    """Delete a job that has ended, with all that it stored; again is no error. Only the job's owner may."""
+    parts.database.run(lambda session: deleting.delete_job(session, job_id, owner_id=caller.owner_id))
 
 
 @router.get("/{job_id}/events")

@@ -4,13 +4,14 @@ from typing import Any
 
 from dmsae.config import DistillationConfig
 from dmsae.service.known_models import ModelFacts
+from dmsae.service.sizes import core_bound, stored_bytes
 
 FLOAT32_BYTES = 4
 
 
 def describe(config: DistillationConfig, facts: ModelFacts) -> dict[str, Any]:
     """Describe a resolved config: the widths of every cycle, and what one cycle needs at most."""
-    cycles = [_widths(config, index) for index in range(config.n_cycles)]
+    cycles = [_widths(config, facts, index) for index in range(config.n_cycles)]
     return {
         "config": config.model_dump(mode="json"),
         "max_core": config.max_core,
@@ -24,22 +25,15 @@ def describe(config: DistillationConfig, facts: ModelFacts) -> dict[str, Any]:
     }
 
 
-def _widths(config: DistillationConfig, cycle_index: int) -> dict[str, Any]:
+def _widths(config: DistillationConfig, facts: ModelFacts, cycle_index: int) -> dict[str, Any]:
     n_core = core_bound(config, cycle_index)
     return {
         "cycle_index": cycle_index,
         "is_exact": cycle_index == 0,
         "n_core": n_core,
         "prefix_widths": config.prefix_widths(n_core),
+        "stored_bytes": stored_bytes(config, facts, cycle_index),
     }
-
-
-def core_bound(config: DistillationConfig, cycle_index: int) -> int:
-    """Give the most latents that the core which cycle t starts from can have.
-
-    Source: DESIGN, dry run: c_t <= c_(t-1) + m_1, and never above max_core; cycle 0 starts from none.
-    """
-    return min(config.max_core, cycle_index * config.sae.block_widths[0])
 
 
 def _memory(config: DistillationConfig, facts: ModelFacts) -> dict[str, Any]:

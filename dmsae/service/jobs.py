@@ -4,10 +4,10 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, NamedTuple
 
-from sqlalchemy import ColumnElement, func, or_, select, tuple_, update
+from sqlalchemy import BigInteger, ColumnElement, cast, func, or_, select, tuple_, update
 from sqlalchemy.orm import Session
 
-from dmsae.errors import BadRequest, Forbidden, NotFound
+from dmsae.errors import BadRequest, Deleted, Forbidden, NotFound
 from dmsae.service import cancelling
 from dmsae.service.events import append_event
 from dmsae.service.paging import Page, decode_cursor, make_page
@@ -31,10 +31,11 @@ class JobFilter:
 
 
 class CycleView(NamedTuple):
-    """A cycle, and how many attempts at it there were."""
+    """A cycle, how many attempts at it there were, and how much it stored."""
 
     cycle: Cycle
     n_attempts: int
+    stored_bytes: int
 
 
 class AttemptView(NamedTuple):
@@ -61,10 +62,14 @@ def find_job(session: Session, job_id: str, *, kind: str | None = None) -> Job:
 
     Raises:
         NotFound: there is no such job.
+        Deleted: there was; the message says when it was deleted.
     """
     job = session.get(Job, job_id, populate_existing=True)
     if job is None or kind not in (None, job.kind):
         raise NotFound(f"There is no {kind or 'job'} {job_id!r}.", id=job_id)
+    if job.deleted_at is not None:
+        when = job.deleted_at.isoformat(timespec="seconds")
+        raise Deleted(f"The {job.kind} {job_id!r} was deleted at {when}.", id=job_id)
     return job
 
 
@@ -179,14 +184,16 @@ def list_artifacts(session: Session, job_id: str) -> list[ArtifactView]:
 
 
 def list_cycles(session: Session, job_id: str) -> list[CycleView]:
-    """List a job's cycles in order, each with the number of its attempts.
+    """List a job's cycles in order, each with the number of its attempts and the size of what it stored.
 
     Raises:
         NotFound: there is no such job.
     """
     find_job(session, job_id)
     n_attempts = select(func.count()).where(Attempt.cycle_id == Cycle.id).scalar_subquery()
-    rows = session.execute(select(Cycle, n_attempts).where(Cycle.job_id == job_id).order_by(Cycle.index))
+    stored = select(func.coalesce(func.sum(Artifact.size_bytes), 0)).where(Artifact.cycle_id == Cycle.id)
+    columns = (Cycle, n_attempts, cast(stored.scalar_subquery(), BigInteger))
+    rows = session.execute(select(*columns).where(Cycle.job_id == job_id).order_by(Cycle.index))
     return [CycleView(*row) for row in rows]
 
 
@@ -196,7 +203,7 @@ def _require_owner(session: Session, job_id: str, owner_id: str) -> None:
 
 
 def _conditions(wanted: JobFilter) -> list[ColumnElement[bool]]:
-    conditions: list[ColumnElement[bool]] = []
+    conditions: list[ColumnElement[bool]] = [Job.deleted_at.is_(None)]
     if wanted.state is not None:
         conditions.append(Job.state == wanted.state)
     if wanted.kind is not None:

@@ -10,6 +10,9 @@ log = structlog.get_logger()
 SWEEPER_LOCK = 0x646D73_02
 """Key of the advisory lock of the sweeper that acts."""
 
+CLEANER_LOCK = 0x646D73_03
+"""Key of the advisory lock of the cleaner that acts."""
+
 
 class Leadership:
     """The lead among replicas that ask for the same lock; not for several threads."""

@@ -9,7 +9,7 @@ from typing import Any
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
-from dmsae.service.tables import FINAL_JOB_STATES, Attempt, Cycle, Job, Owner, Worker
+from dmsae.service.tables import FINAL_JOB_STATES, Artifact, Attempt, Cycle, Job, Owner, Worker
 
 ALIVE = timedelta(seconds=60)
 """A worker that was not seen for longer does not count."""
@@ -41,6 +41,8 @@ class JobView:
     owner: str
     progress: Progress
     state_reason: str | None
+    stored_bytes: int
+    """Of all artifacts of its finished cycles."""
 
     @property
     def is_decided_by_version(self) -> bool:
@@ -55,6 +57,7 @@ class _Surroundings:
     attempts: dict[str, Any]
     positions: dict[str, int]
     owners: dict[str, str]
+    stored_bytes: dict[str, int]
     live_classes: set[str]
 
 
@@ -87,6 +90,10 @@ def _surroundings(session: Session, job_ids: list[str]) -> _Surroundings:
         .where(Cycle.job_id.in_(job_ids), Attempt.outcome.is_(None))
     )
     owners = session.execute(select(Job.id, Owner.name).join(Owner).where(Job.id.in_(job_ids)))
+    size_bytes = func.sum(Artifact.size_bytes).label("size_bytes")
+    stored = session.execute(
+        select(Artifact.job_id, size_bytes).where(Artifact.job_id.in_(job_ids)).group_by(Artifact.job_id)
+    )
     live = select(Worker.resource_class).where(
         Worker.stopped_at.is_(None), Worker.last_seen_at > func.now() - ALIVE
     )
@@ -96,6 +103,7 @@ def _surroundings(session: Session, job_ids: list[str]) -> _Surroundings:
         attempts={row.cycle_id: row for row in attempts},
         positions=_queue_positions(session, job_ids),
         owners={row.id: row.name for row in owners},
+        stored_bytes={row.job_id: int(row.size_bytes) for row in stored},
         live_classes=set(session.scalars(live.distinct())),
     )
 
@@ -128,7 +136,9 @@ def _view(job: Job, around: _Surroundings) -> JobView:
         queue_position=around.positions.get(job.id),
     )
     reason = _reason(job, current, progress, around)
-    return JobView(job, around.owners[job.id], progress, reason)
+    return JobView(
+        job, around.owners[job.id], progress, reason, stored_bytes=around.stored_bytes.get(job.id, 0)
+    )
 
 
 def _time_left_s(cycles: list[Any], attempt: Any, now: datetime) -> float | None:

@@ -25,6 +25,7 @@ from dmsae.errors import FieldProblem, InvalidConfig
 
 MOST_PROBLEMS = 50
 LONGEST_SHOWN = 200
+CONTENT_TYPE = r"^[A-Za-z0-9!#$&^_.+-]+/[A-Za-z0-9!#$&^_.+-]+$"
 UNIONS = (["model"], ["data", "text"])
 """Settings that are one of several kinds, told apart by their `source`."""
 
@@ -111,6 +112,17 @@ class JobChanges(Partial):
     """Anything worth keeping with it."""
     priority: Priority = "normal"
     """For the cycles that have not finished."""
+
+
+class UploadRequest(Partial):
+    """A file that the client is going to put into the store."""
+
+    filename: Annotated[str, StringConstraints(min_length=1, max_length=255), AfterValidator(_no_nul)]
+    """Its name; what it ends in says how it is read."""
+    size_bytes: int = Field(ge=1)
+    """Its exact size: the link takes no other."""
+    content_type: Annotated[str, StringConstraints(pattern=CONTENT_TYPE, max_length=100)] | None = None
+    """Sent with it, if the client insists."""
 
 
 ABOUT_JOB = frozenset({"name", "tags", "notes", "priority", "preset"})

@@ -19,6 +19,8 @@ from dmsae.service.known_models import ModelFacts, find_facts
 from dmsae.service.progress import JobView, view_jobs
 from dmsae.service.requests import DistillationRequest, merge_preset, shown, validate_config
 from dmsae.service.tables import Cycle, Job
+from dmsae.service.text_objects import object_keys
+from dmsae.service.uploads import note_use
 
 PRIORITY_RANKS = {"high": 0, "normal": 1, "low": 2}
 RESOURCE_CLASSES = {"cpu": "cpu", "cuda": "gpu"}
@@ -45,7 +47,11 @@ def resolve(
 def submit(
     session: Session, owner_id: str, *, request: DistillationRequest, config: DistillationConfig
 ) -> JobView:
-    """Store a distillation and its cycles, the first of them queued; workers hear of it after the commit."""
+    """Store a distillation and its cycles, the first of them queued; workers hear of it after the commit.
+
+    Raises:
+        InvalidConfig: an upload that it names was deleted meanwhile.
+    """
     job = Job(
         id=new_id("job"),
         kind="distillation",
@@ -60,6 +66,7 @@ def submit(
     )
     session.add(job)
     session.flush()
+    note_use(session, job.id, object_keys(config))
     resource_class = RESOURCE_CLASSES[config.device]
     session.add_all(_cycle(job, index, resource_class) for index in range(config.n_cycles))
     session.flush()

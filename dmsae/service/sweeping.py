@@ -12,8 +12,8 @@ from dmsae.errors import StaleAttempt
 from dmsae.service.claims import is_claimable
 from dmsae.service.leases import ExpiredLease, is_still_expired
 from dmsae.service.recording import RetryPolicy, record_crash
-from dmsae.service.states import Held, lock_attempt
-from dmsae.service.tables import Attempt, Cycle, Job
+from dmsae.service.states import lock_attempt
+from dmsae.service.tables import Cycle, Job
 
 MESSAGE = "The worker was not heard of for longer than its lease."
 
@@ -40,27 +40,3 @@ def classes_waiting(session: Session, *, longer_than_s: float) -> list[str]:
         .order_by(Cycle.resource_class)
     )
     return list(rows)
-
-
-def abandoned_attempts(session: Session, *, closed_before_s: float, closed_after_s: float) -> list[Held]:
-    """List the attempts without success that closed so long ago: nothing refers to their objects."""
-    now = func.clock_timestamp()
-    rows = session.execute(
-        select(
-            Cycle.job_id,
-            Cycle.id,
-            Cycle.index,
-            Attempt.id,
-            Attempt.number,
-            Attempt.fence,
-            Cycle.resource_class,
-        )
-        .join(Cycle, Cycle.id == Attempt.cycle_id)
-        .where(
-            Attempt.outcome != "succeeded",
-            Attempt.closed_at < now - timedelta(seconds=closed_before_s),
-            Attempt.closed_at > now - timedelta(seconds=closed_after_s),
-        )
-        .order_by(Attempt.fence)
-    )
-    return [Held(*row) for row in rows]

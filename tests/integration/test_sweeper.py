@@ -3,7 +3,6 @@
 import time
 from collections.abc import Iterator
 from datetime import timedelta
-from pathlib import Path
 
 import pytest
 from sqlalchemy import func, select, update
@@ -12,13 +11,11 @@ from dmsae.service.cancelling import cancel_job
 from dmsae.service.claims import Claim, claim_cycle
 from dmsae.service.database import Database
 from dmsae.service.leases import Report, renew
-from dmsae.service.objects import ObjectStore
 from dmsae.service.queue import WakeUps
-from dmsae.service.recording import record_hand_back
 from dmsae.service.settings import Settings
-from dmsae.service.tables import Attempt, Cycle, Worker
+from dmsae.service.tables import Cycle, Worker
 from tests.planting import cycle_states, job_state, outcomes, plant_job, plant_worker
-from worker.sweeper import DAY_S, DELETE_EVERY_S, Sweeper
+from worker.sweeper import Sweeper
 
 LEASE_S = 0.5
 
@@ -40,12 +37,11 @@ class Bench:
     def __init__(self, settings: Settings, database: Database) -> None:
         self.settings = settings.model_copy(update={"lease_s": LEASE_S, "sweep_s": 0.2, "retry_backoff_s": 0})
         self.database = database
-        self.objects = ObjectStore(settings)
         self.wake_ups = RecordedWakeUps()
         self.sweeper = self.another()
 
     def another(self) -> Sweeper:
-        return Sweeper(self.settings, self.database, self.wake_ups, self.objects)
+        return Sweeper(self.settings, self.database, self.wake_ups)
 
     def claim(self) -> Claim:
         with self.database.session_scope() as session:
@@ -74,7 +70,6 @@ def bench(settings: Settings, database: Database) -> Iterator[Bench]:
     bench = Bench(settings, database)
     yield bench
     bench.sweeper.resign()
-    bench.objects.close()
 
 
 def test_an_attempt_is_closed_only_after_one_whole_lease_of_watching(bench: Bench) -> None:
@@ -144,20 +139,3 @@ def test_workers_not_seen_for_long_are_noted_as_gone(bench: Bench) -> None:
         stopped = session.scalars(select(Worker.id).where(Worker.stopped_at.is_not(None))).all()
     assert stopped == [gone]
     assert there != gone
-
-
-def test_objects_of_attempts_without_success_are_deleted_after_a_day(bench: Bench, tmp_path: Path) -> None:
-    claim = bench.claim()
-    path = tmp_path / "file"
-    path.write_text("left over")
-    key = f"{claim.object_prefix}file"
-    stored = bench.objects.put_file(key, path)
-    bench.database.run(lambda session: record_hand_back(session, claim, reason="stops"))
-    assert bench.sweeper.sweep()
-    bench.objects.get_file(key, path, sha256=stored.sha256)
-    with bench.database.session_scope() as session:
-        closed = func.clock_timestamp() - timedelta(seconds=DAY_S + 60)
-        session.execute(update(Attempt).values(closed_at=closed))
-    bench.sweeper._deleted_at -= DELETE_EVERY_S
-    assert bench.sweeper.sweep()
-    assert bench.objects.delete_prefix(claim.object_prefix) == 0

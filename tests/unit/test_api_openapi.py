@@ -6,7 +6,7 @@ import pytest
 
 from api import examples, lineage_schemas, schemas
 from api.main import create_app
-from dmsae.service.requests import DistillationRequest, JobChanges
+from dmsae.service.requests import DistillationRequest, JobChanges, UploadRequest
 from dmsae.service.settings import Settings
 
 ANSWERS = {
@@ -18,6 +18,7 @@ ANSWERS = {
     schemas.EventList: examples.EVENT_LIST,
     schemas.LogList: examples.LOG_LIST,
     schemas.ArtifactList: examples.ARTIFACT_LIST,
+    schemas.UploadOut: examples.UPLOAD,
     lineage_schemas.CoreOut: examples.CORE,
     lineage_schemas.LineageOut: examples.LINEAGE,
     lineage_schemas.OriginsOut: examples.ORIGINS,
@@ -70,6 +71,7 @@ def test_each_example_of_an_answer_is_whole(model: type[schemas.Answer]) -> None
 def test_the_examples_of_requests_are_accepted() -> None:
     assert DistillationRequest.model_validate(examples.SUBMISSION).preset == "demo"
     assert JobChanges.model_validate(examples.CHANGES).priority == "high"
+    assert UploadRequest.model_validate(examples.UPLOAD_REQUEST).filename == "pile.jsonl.zst"
 
 
 def test_every_call_of_the_design_is_there(document: dict[str, Any]) -> None:
@@ -82,8 +84,10 @@ def test_every_call_of_the_design_is_there(document: dict[str, Any]) -> None:
         "GET /jobs",
         f"GET {job}",
         f"PATCH {job}",
+        f"DELETE {job}",
         f"POST {job}/cancel",
         *(f"GET {job}/{name}" for name in ("events", "logs", "artifacts")),
+        "POST /uploads",
         "GET /healthz",
         "GET /readyz",
     }

@@ -1,0 +1,146 @@
+"""Deletes what may go, here and nowhere else: objects in the store, and what deleted jobs left in the tables.
+
+It runs beside the sweeper's other duties, in a thread of its own: a store that hangs must not keep leases
+from being watched. Of several replicas one acts. Each step is bounded and may be repeated: what is to go is
+marked first, then its object is deleted, then its row.
+"""
+
+import threading
+import time
+from collections.abc import Callable
+from functools import partial
+
+import structlog
+
+from dmsae.errors import DatabaseRefused, Unavailable
+from dmsae.service import purging, retention, uploads
+from dmsae.service.database import Database, Transaction
+from dmsae.service.leadership import CLEANER_LOCK, Leadership
+from dmsae.service.objects import ObjectStore
+from dmsae.service.settings import Settings
+
+log = structlog.get_logger()
+
+DAY_S = 86_400.0
+HOUR_S = 3600.0
+BATCH = 500
+"""Rows, objects or attempts of one step."""
+
+
+class Cleaner:
+    """One replica; `clean` acts only while it holds the lead."""
+
+    def __init__(
+        self, settings: Settings, database: Database, objects: ObjectStore, *, batch: int = BATCH
+    ) -> None:
+        self._settings = settings
+        self._database = database
+        self._objects = objects
+        self._leadership = Leadership(database, key=CLEANER_LOCK)
+        self._batch = batch
+        self._purged_at = -HOUR_S
+
+    def run(self, stop: threading.Event) -> None:
+        """Clean until told to stop."""
+        while not stop.is_set():
+            try:
+                has_more = self.clean()
+            except Exception as error:  # noqa: BLE001 - else nothing would be deleted until a restart
+                log.error("cleaning_crashed", error=type(error).__name__)
+                has_more = False
+            if not has_more:
+                stop.wait(self._settings.clean_s)
+        self.resign()
+
+    def clean(self) -> bool:
+        """Do a bounded part of what is to be done; true if more of it waits."""
+        try:
+            return self._leadership.hold() and self._clean()
+        except (Unavailable, DatabaseRefused) as error:
+            log.warning("cleaning_failed", error=type(error).__name__, reason=error.message)
+            self.resign()
+            return False
+
+    def resign(self) -> None:
+        """Let another replica act."""
+        self._leadership.resign()
+
+    def _clean(self) -> bool:
+        is_due = time.monotonic() - self._purged_at >= HOUR_S
+        has_more = [self._expire(), self._delete_marked(), self._clear_jobs(), self._delete_abandoned()]
+        if is_due:
+            has_more.append(self._purge_jobs())
+            if not any(has_more):
+                self._abandon_uploads()
+                self._purged_at = time.monotonic()
+        return any(has_more)
+
+    def _expire(self) -> bool:
+        """Note until when jobs are kept, delete those whose time is over, mark uploads that nobody uses."""
+        settings, run = self._settings, self._database.run
+        default_days = settings.retention_days
+        n_noted = run(lambda s: retention.note_expiry(s, default_days=default_days, limit=self._batch))
+        expired = run(lambda s: retention.delete_expired(s, limit=self._batch))
+        for job_id in expired:
+            log.info("job_expired", job=job_id)
+        after_s = max(settings.upload_days * DAY_S, settings.presign_s)
+        unused = run(lambda s: uploads.mark_unused(s, after_s=after_s, limit=self._batch))
+        for key in unused:
+            log.info("upload_unused", key=key)
+        return self._batch in (n_noted, len(expired), len(unused))
+
+    def _delete_marked(self) -> bool:
+        """Delete marked objects, and then the rows that named them."""
+        return any(
+            [
+                self._delete(purging.marked_artifacts, purging.forget_artifacts),
+                self._delete(uploads.marked_uploads, uploads.forget_uploads),
+            ]
+        )
+
+    def _delete(
+        self, find: Callable[..., list[str]], forget: Callable[[Transaction, list[str]], None]
+    ) -> bool:
+        keys = self._database.run(partial(find, limit=self._batch))
+        for key in keys:
+            self._objects.delete(key)
+        if keys:
+            self._database.run(lambda session: forget(session, keys))
+            log.info("objects_deleted", n_deleted=len(keys))
+        return len(keys) == self._batch
+
+    def _clear_jobs(self) -> bool:
+        """Remove a part of what deleted jobs left beside their latents."""
+        job_ids = self._database.run(lambda s: purging.jobs_to_clear(s, limit=self._batch))
+        done = [
+            self._database.run(partial(purging.clear_job, job_id=job_id, limit=self._batch))
+            for job_id in job_ids
+        ]
+        return not all(done)
+
+    def _purge_jobs(self) -> bool:
+        """Remove a part of the latents and cycles of deleted jobs to which nothing refers."""
+        job_ids = self._database.run(lambda s: purging.jobs_to_purge(s, limit=self._batch))
+        done = [
+            self._database.run(partial(purging.purge_job, job_id=job_id, limit=self._batch))
+            for job_id in job_ids
+        ]
+        return not all(done) or len(job_ids) == self._batch
+
+    def _delete_abandoned(self) -> bool:
+        """Delete what attempts without success left in the store."""
+        abandoned = self._database.run(
+            lambda s: purging.abandoned_attempts(s, closed_before_s=DAY_S, limit=self._batch)
+        )
+        for held in abandoned:
+            n_deleted = self._objects.delete_prefix(held.object_prefix)
+            self._database.run(partial(purging.note_cleared, attempt_id=held.attempt_id))
+            if n_deleted:
+                log.info("objects_deleted", prefix=held.object_prefix, n_deleted=n_deleted)
+        return len(abandoned) == self._batch
+
+    def _abandon_uploads(self) -> None:
+        """Abandon uploads in parts that workers began and never ended."""
+        n_abandoned = self._objects.abandon_uploads("jobs/", older_than_s=DAY_S)
+        if n_abandoned:
+            log.info("part_uploads_abandoned", n_abandoned=n_abandoned)
