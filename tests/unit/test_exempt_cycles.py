@@ -142,8 +142,10 @@ def test_each_event_is_said_exactly_where_its_figure_passes_its_bound(chains, sp
         assert ("identity_lost" in told) == metrics["identity_lost"]
         if "l0_over_budget" in told:
             assert told["l0_over_budget"]["l0_core"] > K - K / 4
-    assert not {"dense_core", "identity_lost", "l0_over_budget"} & set(events(said[0]))
-    assert "l0_over_budget" in set().union(*(events(lines) for lines in said))
+    # exempt, the first core fires at most tokens within one cycle: METHOD 4 gives 99%
+    warnings = {"dense_core", "identity_lost", "l0_over_budget"}
+    assert not warnings & set(events(said[0]))
+    assert warnings <= set(events(said[1]))
 
 
 def test_the_same_spec_and_core_give_the_same_bits(model, chains, tmp_path):
