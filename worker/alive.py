@@ -1,4 +1,4 @@
-"""Does a process that has no port to ask still turn? The age of a file tells: `python -m worker.alive cuda:0`.
+"""Does a process that has no port to ask still turn? A file's age tells: `python -m worker.alive cuda:0`.
 
 It tells nothing of Postgres or the broker. Training goes on without them, so a supervisor that ends whoever
 is unhealthy must not end a worker because they are away.
