@@ -160,7 +160,8 @@ class ObjectStore:
                 if _status(error) == 412:
                     raise Conflict(f"The object {key!r} has changed.", key=key) from error
                 raise
-            with answer["Body"] as body, path.open("wb") as file:
+            body = answer["Body"]
+            with body, path.open("wb") as file:
                 for chunk in body.iter_chunks(CHUNK_BYTES):
                     file.write(chunk)
 
