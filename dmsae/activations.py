@@ -15,10 +15,11 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from dmsae.config import ActivationConfig
+from dmsae.contexts import Contexts
+from dmsae.documents import Part
 from dmsae.errors import CycleFailed
 from dmsae.hooks import HookPoint, run_lower
 from dmsae.models import LoadedModel
-from dmsae.text import Contexts, Part
 
 SCALE_TOKENS = 100_000
 """Training tokens from which median norm and rms are taken, in the order of the harvest (METHOD 3)."""
@@ -31,7 +32,7 @@ class ContextBatch(NamedTuple):
     is_token: Bool[Tensor, "n t"]
     """False at padding."""
     document_index: Int[Tensor, "n t"]
-    """Place of each position's document within its part; any value at padding."""
+    """Place of each position's document within its part; any value at padding, negative in another part's."""
     activations: Float[Tensor, "n t d_model"]
     """float32, raw units, on the CPU, at all positions; meaningless at padding."""
     is_kept: Bool[Tensor, "n t"]
@@ -81,13 +82,14 @@ class Harvester:
         step = self.config.model_batch_contexts
         for start in range(0, len(contexts.input_ids), step):
             rows = slice(start, start + step)
-            input_ids, is_token = contexts.input_ids[rows], contexts.is_token[rows]
+            input_ids, is_token = contexts.input_ids[rows].long(), contexts.is_token[rows]
+            document_index = contexts.document_index[rows]
             activations = self._run(input_ids, is_token)
-            candidate = is_token & ~self._is_special(input_ids)
-            self._require_finite(activations[candidate])
+            candidate = self.is_candidate(input_ids, is_token, document_index)
+            self.require_finite(activations[candidate])
             self.tell(int(candidate.sum()))
             is_kept = candidate & (activations.norm(dim=-1) <= max_norm)
-            yield ContextBatch(input_ids, is_token, contexts.document_index[rows], activations, is_kept)
+            yield ContextBatch(input_ids, is_token, document_index, activations, is_kept)
 
     def max_norm(self, scale: Scale) -> float:
         """Give the norm in raw units beyond which a token is dropped."""
@@ -96,12 +98,19 @@ class Harvester:
 
     def count_candidates(self, contexts: Contexts) -> int:
         """Count, without running the model, the tokens that are neither padding nor special."""
-        return int((contexts.is_token & ~self._is_special(contexts.input_ids)).sum())
+        return int(self.is_candidate(*contexts[:3]).sum())
+
+    def is_candidate(
+        self, input_ids: Int[Tensor, "n t"], is_token: Bool[Tensor, "n t"], document_index: Int[Tensor, "n t"]
+    ) -> Bool[Tensor, "n t"]:
+        """Mark the tokens that are neither padding nor special, in documents of this part."""
+        return is_token & (document_index >= 0) & ~self._is_special(input_ids)
 
     def count_dropped(self, batch: ContextBatch, *, max_norm: float) -> Dropped:
         """Count by reason what `harvest` left out of a batch."""
         is_special = batch.is_token & self._is_special(batch.input_ids)
-        is_loud = batch.is_token & ~is_special & (batch.activations.norm(dim=-1) > max_norm)
+        candidate = self.is_candidate(batch.input_ids, batch.is_token, batch.document_index)
+        is_loud = candidate & (batch.activations.norm(dim=-1) > max_norm)
         return Dropped(*(int(mask.sum()) for mask in (~batch.is_token, is_special, is_loud)))
 
     def _run(
@@ -113,7 +122,11 @@ class Harvester:
     def _is_special(self, input_ids: Int[Tensor, "n t"]) -> Bool[Tensor, "n t"]:
         return torch.isin(input_ids, torch.tensor(self.loaded.special_ids, dtype=torch.int64))
 
-    def _require_finite(self, activations: Float[Tensor, "n_tokens d_model"]) -> None:
+    def require_finite(self, activations: Float[Tensor, "n_tokens d_model"]) -> None:
+        """Refuse activations that are not finite.
+
+        Raises: CycleFailed with `non_finite`.
+        """
         if not torch.isfinite(activations).all():
             raise CycleFailed(
                 "non_finite",
@@ -239,7 +252,8 @@ class Windows:
         """Count a window's padding and special tokens; what its norms drop is not known here."""
         contexts = self._contexts[window]
         n_tokens = int(contexts.is_token.sum())
-        n_special = n_tokens - len(self.tokens(window))
+        n_own = int((contexts.is_token & (contexts.document_index >= 0)).sum())
+        n_special = n_own - len(self.tokens(window))
         return Dropped(padding=contexts.is_token.numel() - n_tokens, special=n_special, norm=0)
 
     def _read(self, window: int) -> Float[Tensor, "n_tokens d_model"]:

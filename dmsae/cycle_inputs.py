@@ -4,7 +4,7 @@ Everything that can be refused before training is refused here. The steps after 
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,11 +20,14 @@ from dmsae.activations import (
     Scale,
     Survey,
     Windows,
+    WindowStore,
     collect,
-    require_tokens,
     survey,
 )
 from dmsae.config import SPLIT_SALT, CycleSpec, DistillationConfig
+from dmsae.contexts import TokenisedText
+from dmsae.cycle_text import MARGIN, OpenText, open_text, read_text, tell_skipped, telling_counts
+from dmsae.documents import Part
 from dmsae.errors import CycleFailed
 from dmsae.formats import load_core
 from dmsae.hooks import HookPoint, resolve_hook, run_upper
@@ -34,12 +37,25 @@ from dmsae.randomness import derived_seed
 from dmsae.reporting import Report
 from dmsae.sae import Core, Provenance
 from dmsae.splicing import RunUpper, take_kept
+from dmsae.stored_activations import StoredText
 from dmsae.stream import token_budget
-from dmsae.text import PARTS, Contexts, Part, build_contexts, check_ids, load_documents, split_documents
 from dmsae.window_files import open_window_files
 
 MAX_RESIDENT_BYTES = 2 * 2**30
 """Memory that harvested training windows may take; beyond it they are harvested again, with the same bits."""
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where a cycle finds what its spec only names."""
+
+    cache_dir: Path
+    core_dir: Path | None = None
+    """The `core/` folder of the cycle before; none in cycle 0."""
+    inputs_dir: Path | None = None
+    """Folder with the stored objects that the text names."""
+    allowed_roots: Sequence[Path] | None = None
+    """Folders from which text files may be read; null allows all."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +69,7 @@ class CycleRun:
     """The core that this cycle starts from; none in cycle 0."""
     report: Report
     cache_dir: Path
+    text: OpenText
 
     @property
     def config(self) -> DistillationConfig:
@@ -106,20 +123,27 @@ class Harvest(NamedTuple):
     dropped: dict[Part, Dropped]
     token_s: float
     """Seconds that the lower layers took for one token."""
+    n_documents: int
+    """Documents that were read, of all parts."""
+    n_rows_skipped: dict[str, int]
+    """Rows of the text that were read and left out, by reason."""
 
 
-def open_run(spec: CycleSpec, *, core_dir: Path | None, cache_dir: Path, report: Report) -> CycleRun:
-    """Read the core, then the model, and refuse what does not fit together.
+def open_run(spec: CycleSpec, *, places: Places, report: Report) -> CycleRun:
+    """Read the core, try out the text, then load the model, and refuse what does not fit together.
 
     Raises: CycleFailed.
     """
-    config = spec.config
-    core = read_core(spec, core_dir)
+    config, cache_dir = spec.config, places.cache_dir
+    core = read_core(spec, places.core_dir)
+    text = open_text(
+        config.data, inputs_dir=places.inputs_dir, allowed_roots=places.allowed_roots, cache_dir=cache_dir
+    )
     device = open_device(config)
     loaded = load_model(config.model, activations=config.activations, device=device, cache_dir=cache_dir)
     check_fit(loaded, layer=config.activations.layer, context_length=config.data.context_length)
     hook = resolve_hook(loaded, layer=config.activations.layer, hook=config.activations.hook)
-    run = CycleRun(spec, loaded, hook, core, report, cache_dir)
+    run = CycleRun(spec, loaded, hook, core, report, cache_dir, text)
     check_run(run)
     return run
 
@@ -195,44 +219,49 @@ def provenance(run: CycleRun) -> Provenance:
     )
 
 
-def read_contexts(run: CycleRun) -> dict[Part, Contexts]:
+def read_contexts(run: CycleRun, *, margin: float = MARGIN) -> TokenisedText:
     """Split the text and cut each part into contexts, refusing at once a part that is plainly too small.
 
-    Raises: CycleFailed with `dataset_exhausted`, `data_unreadable` or `model_unreadable`.
+    Raises: CycleFailed.
     """
-    config, loaded = run.config, run.loaded
-    documents = split_documents(load_documents(config.data.text), config.data.split)
-    contexts = {part: build_contexts(documents[part], loaded.tokenizer, config.data) for part in PARTS}
-    harvester = run.harvester()
-    n_candidates = {part: harvester.count_candidates(contexts[part]) for part in PARTS}
-    for part in PARTS:
-        check_ids(contexts[part], vocab_size=loaded.vocab_size)
-    token_budget(config.training, n_available=n_candidates["training"])
-    require_tokens(n_candidates["attribution"], n_tokens=config.attribution.n_tokens, part="attribution")
-    require_tokens(n_candidates["evaluation"], n_tokens=config.evaluation.n_tokens, part="evaluation")
-    return contexts
+    return read_text(run.text, run.harvester(), run.config, margin=margin, cache_dir=run.cache_dir)
 
 
-def tokens_to_harvest(run: CycleRun, contexts: dict[Part, Contexts]) -> int:
+def tokens_to_harvest(run: CycleRun, tokens: TokenisedText) -> int:
     """Estimate, without running the model, how many tokens this cycle harvests."""
     config = run.config
-    n_training = run.harvester().count_candidates(contexts["training"])
+    n_training = tokens.n_candidates["training"]
     n_wanted = config.training.n_tokens or n_training
     return min(n_training, n_wanted) + config.attribution.n_tokens + config.evaluation.n_tokens
 
 
-def harvest_parts(run: CycleRun, contexts: dict[Part, Contexts]) -> Harvest:
-    """Harvest all three parts, at the core's scale or, in cycle 0, at their own.
+def harvest_parts(run: CycleRun, tokens: TokenisedText) -> Harvest:
+    """Harvest all three parts, reading on where more tokens are dropped for their norms than was allowed for.
 
     Raises: CycleFailed with `dataset_exhausted` or `non_finite`.
     """
+    tell_skipped(tokens, run.report)
+    margin = MARGIN
+    while True:
+        try:
+            with telling_counts(tokens):
+                return _harvest(run, tokens)
+        except CycleFailed as failure:
+            if failure.failure != "dataset_exhausted" or tokens.is_whole:
+                raise
+        margin *= 2
+        tokens = read_contexts(run, margin=margin)
+
+
+def _harvest(run: CycleRun, tokens: TokenisedText) -> Harvest:
+    """Harvest all three parts, at the core's scale or, in cycle 0, at their own."""
     config, core = run.config, run.core
-    pace = HarvestPace(run.report, n_tokens_total=tokens_to_harvest(run, contexts))
-    harvester = run.harvester(pace.add)
-    store = open_window_files(run.cache_dir, harvester, contexts["training"])
-    windows = Windows(harvester, contexts["training"], max_resident_bytes=MAX_RESIDENT_BYTES, store=store)
+    pace = HarvestPace(run.report, n_tokens_total=tokens_to_harvest(run, tokens))
+    harvester, contexts = run.harvester(pace.add), tokens.parts
+    windows = open_windows(run, tokens, harvester)
     given = None if core is None else Scale(rms=core.rms, median_norm=core.median_norm)
     found = survey(windows, scale=given, n_tokens=config.training.n_tokens)
+    token_budget(config.training, n_available=sum(found.window_tokens))
     dropped: dict[Part, Dropped] = {"training": found.dropped}
 
     def read(part: Part, n_tokens: int) -> list[ContextBatch]:
@@ -255,4 +284,16 @@ def harvest_parts(run: CycleRun, contexts: dict[Part, Contexts]) -> Harvest:
         ),
         {part: n._asdict() for part, n in dropped.items()},
     )
-    return Harvest(windows, found, attribution, evaluation, dropped, token_s)
+    counts = tokens.n_documents, dict(tokens.n_rows_skipped)
+    return Harvest(windows, found, attribution, evaluation, dropped, token_s, *counts)
+
+
+def open_windows(run: CycleRun, tokens: TokenisedText, harvester: Harvester) -> Windows:
+    """Give the training part, from ready-made activations where the text is such."""
+    training = tokens.parts["training"]
+    store: WindowStore | None
+    if isinstance(tokens, StoredText):
+        store = tokens.training_windows(harvester)
+    else:
+        store = open_window_files(run.cache_dir, harvester, training)
+    return Windows(harvester, training, max_resident_bytes=MAX_RESIDENT_BYTES, store=store)

@@ -12,7 +12,7 @@ from dmsae.ablation import AblationCheck, compare, measure_ablations, sample_lat
 from dmsae.attribution import Attribution, attribute
 from dmsae.config import CycleSpec
 from dmsae.cycle_events import tell_dense, tell_identity_lost, tell_over_budget, tell_truncated
-from dmsae.cycle_inputs import CycleRun, Harvest, harvest_parts, open_run, read_contexts
+from dmsae.cycle_inputs import CycleRun, Harvest, Places, harvest_parts, open_run, read_contexts
 from dmsae.cycle_results import Results, metrics_record, save
 from dmsae.metrics import evaluate
 from dmsae.pace import Clock, Pace, estimate_measuring_s
@@ -24,8 +24,8 @@ from dmsae.stream import Order, TokenStream
 from dmsae.training import Trained, Trainer
 
 
-def run_cycle(spec: CycleSpec, out: Path, *, core_dir: Path | None, cache_dir: Path, report: Report) -> None:
-    """Run one cycle around the core in `core_dir` and write its results into the empty folder `out`.
+def run_cycle(spec: CycleSpec, out: Path, *, places: Places, report: Report) -> None:
+    """Run one cycle around the core at its place and write its results into the empty folder `out`.
 
     Mutates: torch's thread count and its choice of deterministic kernels, both for the whole process.
 
@@ -36,11 +36,11 @@ def run_cycle(spec: CycleSpec, out: Path, *, core_dir: Path | None, cache_dir: P
     torch.use_deterministic_algorithms(True)
 
     clock.enter("loading")
-    run = open_run(spec, core_dir=core_dir, cache_dir=cache_dir, report=report)
-    contexts = read_contexts(run)
+    run = open_run(spec, places=places, report=report)
+    tokens = read_contexts(run)
 
     clock.enter("harvesting")
-    harvest = harvest_parts(run, contexts)
+    harvest = harvest_parts(run, tokens)
     scale = harvest.survey.scale
 
     clock.enter("training")

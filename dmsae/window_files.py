@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from dmsae.activations import Harvester, lay_windows
-from dmsae.text import Contexts
+from dmsae.contexts import Contexts
 
 KEPT_FOLDERS = 4
 """The most recently used stay; each holds one training part."""

@@ -18,6 +18,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from dmsae.config import SPLIT_SALT, CycleSpec
+from dmsae.cycle_inputs import Places
 from dmsae.cycle_steps import run_cycle
 from dmsae.exports import main as export
 from dmsae.formats import load_core, load_sae, save_sae
@@ -97,8 +98,7 @@ def train(folder: Path, kind: str) -> Case:
         run_cycle(
             CycleSpec.model_validate(spec),
             folder / str(index),
-            core_dir=folder / str(index - 1) / "core" if index else None,
-            cache_dir=folder / "cache",
+            places=Places(folder / "cache", folder / str(index - 1) / "core" if index else None),
             report=LineReport(io.StringIO()),
         )
     (folder / "1" / "sae").rename(folder / "sae")

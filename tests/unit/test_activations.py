@@ -9,7 +9,7 @@ from dmsae.activations import Harvester, Scale, Windows, collect, lay_windows, m
 from dmsae.config import ActivationConfig
 from dmsae.errors import CycleFailed
 from dmsae.hooks import resolve_hook, run_lower
-from dmsae.text import Contexts
+from dmsae.contexts import Contexts
 from dmsae.window_files import KEPT_FOLDERS, open_window_files
 from tests.tiny import tiny_loaded
 
@@ -27,7 +27,8 @@ def make_contexts(n_contexts=40, length=8, seed=0):
     input_ids[::2, 0] = BOS
     is_token = torch.ones(n_contexts, length, dtype=torch.bool)
     is_token[::3, length // 2 :] = False
-    return Contexts(input_ids, is_token, torch.arange(n_contexts) // 4, n_contexts // 4, 0)
+    documents = (torch.arange(n_contexts) // 4)[:, None].expand(n_contexts, length)
+    return Contexts(input_ids, is_token, documents, n_contexts // 4, 0)
 
 
 def harvester(loaded, **settings):

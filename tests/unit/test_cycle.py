@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 
 from dmsae.config import SPEC_VERSION, CycleSpec
 from dmsae.cycle import FAILED, as_failure, main, read_spec
+from dmsae.cycle_inputs import Places
 from dmsae.cycle_steps import run_cycle
 from dmsae.errors import CycleFailed
 from dmsae.formats import load_core
@@ -59,9 +60,8 @@ def model(tmp_path_factory):
 
 def run(spec, out, *, core_dir=None):
     report = Recorder()
-    run_cycle(
-        CycleSpec.model_validate(spec), out, core_dir=core_dir, cache_dir=out.parent / "cache", report=report
-    )
+    places = Places(out.parent / "cache", core_dir)
+    run_cycle(CycleSpec.model_validate(spec), out, places=places, report=report)
     return report
 
 
@@ -89,7 +89,8 @@ def refusal(spec, tmp_path, **options):
         run_cycle(
             CycleSpec.model_validate(spec),
             tmp_path / "out",
-            **{"core_dir": None, "cache_dir": tmp_path, "report": report, **options},
+            places=Places(tmp_path, **options),
+            report=report,
         )
     assert not (tmp_path / "out").exists()
     return caught.value, report
