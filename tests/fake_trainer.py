@@ -106,6 +106,7 @@ def misbehave(behaviour: str, fake: dict[str, Any]) -> None:
             time.sleep(600)
     elif behaviour == "print":
         sys.stderr.write(fake["text"] + "\x00\n")
+        say(type="event", kind="printed", message=fake["text"], data={"said": [fake["text"]]})
         for name in sorted(os.environ):
             sys.stderr.write(f"sees {name}\n")
     elif behaviour == "flood":
@@ -132,6 +133,10 @@ def main() -> None:
     note(marks, "begin", spec)
     say(type="phase", phase="loading")
     behaviour = fake.get("behaviour", "succeed")
+    for file in sorted(arguments.inputs.glob("*")) if behaviour == "print" else ():
+        sys.stderr.write(f"reads {file.name}: {file.read_text()}\n")
+    for root in arguments.allowed_root or () if behaviour == "print" else ():
+        sys.stderr.write(f"may read {root}\n")
     once = fake.get("once")
     if once is None or not Path(once).exists():
         if once is not None:

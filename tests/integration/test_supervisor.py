@@ -13,6 +13,7 @@ import psutil
 import pytest
 from sqlalchemy import select, update
 
+from dmsae.config import StoredObject
 from dmsae.service.cancelling import cancel_job
 from dmsae.service.database import Database
 from dmsae.service.objects import ObjectStore
@@ -230,21 +231,28 @@ def test_a_stale_attempt_stops_its_trainer_and_changes_nothing(bench: Bench) -> 
     assert bench.states() == ("running", ["running"], ["superseded"])
 
 
+@pytest.mark.parametrize("token", ["hf_0123456789abcdefghij", "a private hub's token"])
 def test_a_trainer_sees_no_credentials_and_its_output_is_redacted(
-    bench: Bench, monkeypatch: pytest.MonkeyPatch
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, token: str
 ) -> None:
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
     monkeypatch.setenv("DMSAE_S3_SECRET_KEY", "never-shown")
-    monkeypatch.setenv("HF_TOKEN", "hf_0123456789abcdefghij")
+    monkeypatch.setenv("HF_TOKEN", token)
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "never-shown")
     password = bench.runtime.settings.broker_url.get_secret_value().split(":")[2].split("@")[0]
-    bench.plant("print", text=f"token hf_0123456789abcdefghij and {password}")
+    other = "hf_somebodyElsesToken012345"
+    bench.plant("print", text=f"reads with {token}, not {other}, beside {password}")
     assert bench.run() == "succeeded"
     tail = bench.attempt().log_tail
+    with bench.database.session_scope() as session:
+        event = session.scalars(select(Event).where(Event.kind == "printed")).one()
+        told = f"{event.message} {event.data}"
     seen = {line.split()[1] for line in tail.splitlines() if line.startswith("sees ")}
-    assert "HF_TOKEN" in seen
+    assert {"HF_TOKEN", "HF_ENDPOINT"} <= seen
     assert not [name for name in seen if name.startswith(("DMSAE_", "AWS_"))]
-    assert "hf_0123456789abcdefghij" not in tail
-    assert password not in tail
+    assert "reads with [hidden]" in tail
+    assert "reads with [hidden]" in told
+    assert [secret for secret in (token, other, password) if secret in tail + told] == []
 
 
 def test_endless_and_broken_lines_do_no_harm(bench: Bench) -> None:
@@ -265,6 +273,51 @@ def test_a_model_outside_the_allowed_roots_is_refused_before_anything_starts(
     assert bench.run() == "failed"
     assert bench.error()["code"] == "model_unreadable"
     assert bench.error()["param"] == "model.path"
+
+
+def test_text_outside_the_allowed_roots_is_refused_before_anything_starts(
+    bench: Bench, tmp_path: Path
+) -> None:
+    bench.runtime.settings = bench.runtime.settings.model_copy(update={"allowed_roots": [tmp_path]})
+    bench.plant()
+    paths = [str(tmp_path / "*.txt"), "/etc/**/*.txt"]
+    bench.configure(data={"text": {"source": "files", "paths": paths}})
+    assert bench.run() == "failed"
+    assert (bench.error()["code"], bench.error()["param"]) == ("data_unreadable", "data.text.paths.1")
+
+
+def test_a_trainer_is_given_the_objects_that_its_text_names_and_what_it_may_read(
+    bench: Bench, tmp_path: Path
+) -> None:
+    bench.runtime.settings = bench.runtime.settings.model_copy(update={"allowed_roots": [tmp_path]})
+    text, objects = plant_object(bench, tmp_path)
+    bench.plant("print", text="")
+    bench.configure(data={"text": text})
+    assert bench.run() == "succeeded"
+    tail = bench.attempt().log_tail
+    assert f"reads {objects[0].file_name}: some text" in tail
+    assert f"may read {tmp_path}" in tail
+    held = bench.runtime.settings.cache_dir / "objects" / "held"
+    assert not [path for path in held.iterdir() if path.is_dir()]
+
+
+def test_an_object_that_changed_since_ends_the_cycle(bench: Bench, tmp_path: Path) -> None:
+    text, objects = plant_object(bench, tmp_path)
+    (tmp_path / "other.txt").write_text("other text")
+    bench.runtime.objects.put_file(objects[0].key, tmp_path / "other.txt")
+    bench.plant()
+    bench.configure(data={"text": text})
+    assert bench.run() == "failed"
+    assert (bench.error()["code"], bench.error()["param"]) == ("data_unreadable", "data.text.objects.0")
+
+
+def plant_object(bench: Bench, folder: Path) -> tuple[dict[str, Any], list[StoredObject]]:
+    """Store a text, and give it as a config names it."""
+    (folder / "some.txt").write_text("some text")
+    key = bench.runtime.objects.put_file(f"uploads/{folder.name}/some.txt", folder / "some.txt").key
+    etag = bench.runtime.objects.describe(key).etag
+    stored = StoredObject(key=key, etag=etag, size_bytes=9)
+    return {"source": "objects", "objects": [stored.model_dump()]}, [stored]
 
 
 def test_a_store_that_does_not_answer_means_another_attempt(
