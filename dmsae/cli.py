@@ -23,8 +23,10 @@ app = typer.Typer(
     add_completion=False,
 )
 keys_app = typer.Typer(help="API keys of owners.", no_args_is_help=True)
+owners_app = typer.Typer(help="Owners of jobs.", no_args_is_help=True)
 job_app = typer.Typer(help="Jobs, over HTTP.", no_args_is_help=True)
 app.add_typer(keys_app, name="keys")
+app.add_typer(owners_app, name="owners")
 app.add_typer(job_app, name="job")
 
 Data = Annotated[Path, typer.Option("--data", help="Data folder of the local stack.")]
@@ -224,6 +226,24 @@ def revoke_key(
     typer.echo(f"{key_id} is revoked.")
 
 
+@owners_app.command("retention")
+def set_retention(
+    owner: Annotated[str, typer.Argument(help="Whose jobs.")],
+    days: Annotated[
+        str,
+        typer.Argument(
+            help="Days after its end until a job is deleted; none: never; default: the service's."
+        ),
+    ],
+    data: Data = DEFAULT_DATA,
+) -> None:
+    """Say how long an owner's jobs are kept once they have ended."""
+    from dmsae.service import retention
+
+    _in_database(data, lambda session: retention.set_retention(session, owner, retention.read_days(days)))
+    typer.echo(f"Retention of {owner}: {days}.")
+
+
 @app.command()
 def submit(
     settings: Annotated[str, typer.Argument(help="Name of a preset, or a JSON file of settings.")],
@@ -258,6 +278,34 @@ def cancel_job(job_id: JobId, url: Url = None, key: Key = None, data: Data = DEF
 
     with Client(_url(url, data), key) as client:
         typer.echo(client.jobs.cancel(job_id)["state"])
+
+
+@job_app.command("delete")
+def delete_job(job_id: JobId, url: Url = None, key: Key = None, data: Data = DEFAULT_DATA) -> None:
+    """Delete a job that has ended, with all that it stored."""
+    from dmsae.client.client import Client
+
+    with Client(_url(url, data), key) as client:
+        client.jobs.delete(job_id)
+    typer.echo(f"{job_id} is deleted.")
+
+
+@app.command()
+def upload(
+    file: Annotated[
+        Path, typer.Argument(help="A .txt, .jsonl or .parquet, or one of these with .gz or .zst.")
+    ],
+    url: Url = None,
+    key: Key = None,
+    data: Data = DEFAULT_DATA,
+) -> None:
+    """Put a file of text into the store, and print the key by which a job names it."""
+    from dmsae.client.client import Client
+
+    if not file.is_file():
+        raise NotFound(f"There is no file {str(file)!r}.")
+    with Client(_url(url, data), key) as client:
+        typer.echo(client.uploads.create(file)["key"])
 
 
 def _in_database(data: Path, use_case: Any) -> Any:

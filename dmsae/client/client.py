@@ -1,6 +1,8 @@
 """A small client of the HTTP API, for scripts and the command line; needs the base install only."""
 
+import os
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
@@ -31,6 +33,8 @@ ERRORS: Mapping[int, type[DmsaeError]] = {
     503: Unavailable,
 }
 PAGE_SIZE = 200
+PUT_TIMEOUT_S = 300.0
+"""Of each part of an upload, and of the store's answer once it has all."""
 
 
 class Client:
@@ -43,6 +47,7 @@ class Client:
         )
         self.distillations = Distillations(self)
         self.jobs = Jobs(self)
+        self.uploads = Uploads(self)
 
     def __enter__(self) -> Self:
         return self
@@ -64,7 +69,7 @@ class Client:
         body: Mapping[str, Any] | None = None,
         query: Mapping[str, Any] | None = None,
     ) -> Answer:
-        """Ask once and give the answer.
+        """Ask once and give the answer; one without a body is empty.
 
         Raises:
             InvalidConfig: settings were refused; `problems` names field, value and rule of each.
@@ -77,7 +82,7 @@ class Client:
         except httpx.HTTPError as error:
             raise Unavailable(f"{self._http.base_url} does not answer: {error}") from error
         if response.is_success:
-            return dict(response.json())
+            return dict(response.json()) if response.content else {}
         raise _error_of(response)
 
     def pages(self, path: str, **query: Any) -> Iterator[Answer]:
@@ -146,6 +151,14 @@ class Jobs:
         """Cancel a job; one that has ended stays as it is."""
         return self._client.request("POST", f"/jobs/{job_id}/cancel")
 
+    def delete(self, job_id: str) -> None:
+        """Delete a job that has ended, with all that it stored; again is no error.
+
+        Raises:
+            Conflict: it has not ended, or a job that has not ended starts from its core.
+        """
+        self._client.request("DELETE", f"/jobs/{job_id}")
+
     def events(self, job_id: str, *, after: int = 0) -> list[Answer]:
         """List what happened behind a sequence number."""
         return list(self._client.request("GET", f"/jobs/{job_id}/events", query={"after": after})["items"])
@@ -157,6 +170,36 @@ class Jobs:
     def artifacts(self, job_id: str) -> list[Answer]:
         """List the stored files, each with a link that works for a while."""
         return list(self._client.request("GET", f"/jobs/{job_id}/artifacts")["items"])
+
+
+class Uploads:
+    """Files of text in the service's object store."""
+
+    def __init__(self, client: Client) -> None:
+        self._client = client
+
+    def create(self, path: Path, *, filename: str | None = None) -> Answer:
+        """Put a file into the store, read bit by bit, and give what the API says of it, its `key` above all.
+
+        Raises:
+            InvalidConfig: the file is empty, too large, or of a kind that nothing reads.
+            Unavailable: the API or the store does not answer.
+            DmsaeError: the store refuses the file.
+        """
+        with path.open("rb") as file:
+            body = {"filename": filename or path.name, "size_bytes": os.fstat(file.fileno()).st_size}
+            upload = self._client.request("POST", "/uploads", body=body)
+            url = upload["url"]
+            try:
+                with httpx.Client(timeout=PUT_TIMEOUT_S, trust_env=not is_loopback(url)) as http:
+                    response = http.put(url, content=file, headers=upload["headers"])
+            except httpx.HTTPError as error:
+                host = httpx.URL(url).netloc.decode()
+                raise Unavailable(f"The object store at {host} broke off: {error}") from error
+        if not response.is_success:
+            status = response.status_code
+            raise DmsaeError(f"The object store refused {path.name!r} with status {status}.", status=status)
+        return upload
 
 
 def is_loopback(url: str) -> bool:

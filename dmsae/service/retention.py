@@ -1,5 +1,7 @@
 """How long does an owner keep jobs that have ended?"""
 
+import re
+
 from sqlalchemy import ColumnElement, case, func, select, update
 from sqlalchemy.orm import Session
 
@@ -10,6 +12,21 @@ from dmsae.service.tables import Job, Owner
 MOST_DAYS = 36_500
 FOR_EVER = 0
 """As an owner's setting: never, whatever the service's default is."""
+
+
+def read_days(text: str) -> int | None:
+    """Read an owner's setting: a number of days, `none` for ever, or `default`.
+
+    Raises:
+        InvalidConfig: it is none of these.
+    """
+    words = {"none": FOR_EVER, "default": None}
+    if text in words:
+        return words[text]
+    if not (re.fullmatch("[0-9]{1,5}", text) and 0 < int(text) <= MOST_DAYS):
+        rule = f"must be 1 to {MOST_DAYS} days, 'none' (never) or 'default' (DMSAE_RETENTION_DAYS)"
+        raise InvalidConfig([FieldProblem("days", text[:50], rule)])
+    return int(text)
 
 
 def set_retention(session: Session, owner_name: str, days: int | None) -> None:
