@@ -39,7 +39,8 @@ class Results(NamedTuple):
 
 def metrics_record(run: CycleRun, results: Results, clock: Clock) -> dict[str, Any]:
     """Give what `metrics.json` holds."""
-    training, survey, dropped = run.config.training, results.harvest.survey, results.harvest.dropped
+    training, harvest = run.config.training, results.harvest
+    survey, dropped, n_skipped = harvest.survey, harvest.dropped, harvest.n_rows_skipped
     n_steps = token_budget(training, n_available=sum(survey.window_tokens)) // training.batch_tokens
     return {
         "cycle_index": run.spec.cycle_index,
@@ -55,6 +56,9 @@ def metrics_record(run: CycleRun, results: Results, clock: Clock) -> dict[str, A
         "n_tokens": n_steps * training.batch_tokens,
         "n_tokens_dropped": sum(sum(counts) for counts in dropped.values()),
         "n_tokens_dropped_by_reason": {part: counts._asdict() for part, counts in dropped.items()},
+        "n_documents": harvest.n_documents,
+        "n_rows_skipped": sum(n_skipped.values()),
+        "n_rows_skipped_by_reason": n_skipped,
         "seconds": clock.total_s(),
         "phase_seconds": clock.seconds,
         "peak_memory_bytes": peak_memory_bytes(),

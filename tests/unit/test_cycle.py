@@ -25,7 +25,7 @@ NAMED_METRICS = """
     ce_zero_kept ce_mean ce_increase ce_increase_per_prefix kl_per_prefix lr_saelens lr_kept
     lr_kept_per_prefix score_effective_n ablation rms median_norm n_tokens n_steps
     n_tokens_dropped seconds phase_seconds core_density_given noncore_budget identity_lost
-    model_revision model_type model_dtype attention device hook_path
+    model_revision model_type model_dtype attention device hook_path n_documents n_rows_skipped
 """
 
 
@@ -117,6 +117,8 @@ def test_metrics_hold_what_the_contract_names(chain):
         assert metrics["n_tokens"] == 16_384
         assert (metrics["model_dtype"], metrics["device"]) == ("float32", "cpu")
         assert metrics["hook_path"] == "model.layers.1"
+        assert metrics["n_documents"] > 0
+        assert metrics["n_rows_skipped"] == 0
         assert metrics["identity_lost"] is read(chain / str(index) / "lineage.json")["identity_lost"]
         assert set(metrics["phase_seconds"]) == {
             "loading",
