@@ -40,6 +40,7 @@ class Repository:
     revision: str = REVISION
     refusal: tuple[int, dict[str, str]] | None = None
     hangs: bool = False
+    needs_token: bool = False
 
     def files(self) -> dict[str, Path]:
         found = sorted(path for path in self.folder.rglob("*") if path.is_file())
@@ -132,6 +133,8 @@ def _handler(hub: FakeHub) -> type[BaseHTTPRequestHandler]:
                 self.send(404, {"X-Error-Code": "RepoNotFound"})
             elif found.refusal is not None:
                 self.send(*found.refusal)
+            elif found.needs_token and "Authorization" not in self.headers:
+                self.send(401, {"X-Error-Code": "RepoNotFound"})
             elif found.revision != revision:
                 self.send(404, {"X-Error-Code": "RevisionNotFound"})
             else:
