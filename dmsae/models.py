@@ -238,8 +238,8 @@ def _special_ids(
     for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
         value = getattr(config, name, None)
         named = value if isinstance(value, list) else [] if value is None else [value]
-        ids.update(i for i in named if 0 <= i < vocab_size and i not in ordinary)
-    return tuple(sorted(ids))
+        ids.update(i for i in named if i not in ordinary)
+    return tuple(sorted(i for i in ids if 0 <= i < vocab_size))
 
 
 @torch.no_grad()

