@@ -1,14 +1,17 @@
 """docker-compose.yml and the Dockerfiles as tests read them: variables put in as Compose does."""
 
+import importlib.metadata
 import json
 import re
 import shlex
+import tomllib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
+from packaging.requirements import Requirement
 
 ROOT = Path(__file__).parents[1]
 COMPOSE_FILE = ROOT / "docker-compose.yml"
@@ -104,3 +107,29 @@ def read_dockerfile(name: str) -> Dockerfile:
     joined = re.sub(r"\\\n\s*", " ", "\n".join(lines))
     pairs = (line.split(maxsplit=1) for line in joined.splitlines() if line.strip())
     return Dockerfile(tuple((keyword, text) for keyword, text in pairs))
+
+
+def packages_of(extra: str) -> set[str]:
+    """Name every package that an image with this extra of ours holds, by what is installed here."""
+    found: set[str] = set()
+    waiting: list[tuple[str, frozenset[str]]] = [("dmsae", frozenset({extra}))]
+    while waiting:
+        name, extras = waiting.pop()
+        for requirement in map(Requirement, _requirements(name, extras)):
+            chosen = [{"extra": one} for one in (*extras, "")]
+            if requirement.marker is not None and not any(map(requirement.marker.evaluate, chosen)):
+                continue
+            key = re.sub(r"[-_.]+", "-", requirement.name).lower()
+            if key not in found or requirement.extras:
+                found.add(key)
+                waiting.append((requirement.name, frozenset(requirement.extras)))
+    return found
+
+
+def _requirements(name: str, extras: frozenset[str]) -> list[str]:
+    """Give a package's own requirements; ours as they stand now, not as they were installed."""
+    if name != "dmsae":
+        return importlib.metadata.requires(name) or []
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    optional = [text for extra in extras for text in project["optional-dependencies"][extra]]
+    return [*project["dependencies"], *optional]

@@ -1,6 +1,5 @@
 """docker-compose.yml and the Dockerfiles, without Docker: what they say is what the code reads."""
 
-import importlib.metadata
 import importlib.util
 import json
 import re
@@ -12,7 +11,6 @@ from urllib.parse import urlsplit
 
 import pytest
 import yaml
-from packaging.requirements import Requirement
 from typer.testing import CliRunner
 
 from dmsae import cli
@@ -25,6 +23,7 @@ from tests.compose_file import (
     MissingVariable,
     load,
     load_raw,
+    packages_of,
     read_dockerfile,
     required_variables,
     texts,
@@ -241,29 +240,11 @@ def test_an_image_does_by_itself_what_its_first_service_does(compose: dict[str, 
     assert read_dockerfile("Dockerfile.gpu").health_check() == gpu["healthcheck"]["test"][1:]
 
 
-def closure(extra: str) -> set[str]:
-    """Name every distribution that an extra of ours needs, as far as it is installed."""
-    found: set[str] = set()
-    waiting = [("dmsae", frozenset({extra}))]
-    while waiting:
-        name, extras = waiting.pop()
-        for text in importlib.metadata.requires(name) or []:
-            requirement = Requirement(text)
-            wanted = [{"extra": chosen} for chosen in (*extras, "")]
-            if requirement.marker is not None and not any(map(requirement.marker.evaluate, wanted)):
-                continue
-            key = requirement.name.lower().replace("_", "-")
-            if key not in found or requirement.extras:
-                found.add(key)
-                waiting.append((requirement.name, frozenset(requirement.extras)))
-    return found
-
-
 def test_the_apis_image_holds_no_torch_and_the_workers_does() -> None:
     assert read_dockerfile("Dockerfile").all_of("RUN")[-1].endswith("--editable '.[server]'")
     assert "--editable '.[worker]'" in read_dockerfile("Dockerfile.gpu").all_of("RUN")[1]
-    assert not {"torch", "transformers", "numpy"} & closure("server")
-    assert {"torch", "transformers", "nvidia-ml-py", "celery"} <= closure("worker")
+    assert not {"torch", "transformers", "numpy"} & packages_of("server")
+    assert {"torch", "transformers", "nvidia-ml-py", "celery"} <= packages_of("worker")
 
 
 def test_both_images_run_as_nobody_special_and_install_wheels_alone() -> None:
