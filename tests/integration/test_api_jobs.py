@@ -47,7 +47,9 @@ def test_a_submission_is_accepted_stored_and_found_again(api: httpx.Client) -> N
 def test_a_dry_run_describes_and_stores_nothing(api: httpx.Client) -> None:
     answer = api.post("/distillations?dry_run=true", json=DEMO)
     assert answer.status_code == 200
-    assert [cycle["n_core"] for cycle in answer.json()["cycles"]] == [0, 128, 240]
+    cycles = answer.json()["cycles"]
+    assert [cycle["n_core"] for cycle in cycles] == [0, 128, 240]
+    assert all(4_700_000 < cycle["stored_bytes"] < 7_000_000 for cycle in cycles)
     assert api.get("/jobs").json()["items"] == []
     assert api.post("/distillations?dry_run=true", json={**DEMO, "sae": {"k": 9999}}).status_code == 422
 
@@ -108,6 +110,29 @@ def test_cancelling_twice_is_cancelling_once(api: httpx.Client) -> None:
     assert (first.status_code, second.status_code) == (200, 200)
     assert first.json()["state"] == second.json()["state"] == "cancelled"
     assert first.json()["version"] == second.json()["version"]
+
+
+def test_a_job_is_deleted_once_it_has_ended(api: httpx.Client) -> None:
+    path = f"/jobs/{submit(api)['id']}"
+    refused = api.delete(path)
+    assert (refused.status_code, refused.json()["code"]) == (409, "conflict")
+    assert "cancel it first" in refused.json()["detail"]
+    etag = api.post(f"{path}/cancel").headers["ETag"]
+    for _ in range(2):
+        gone = api.delete(path)
+        assert (gone.status_code, gone.content) == (204, b"")
+    assert api.get("/jobs").json()["items"] == []
+    for answer in (
+        api.get(path, headers={"If-None-Match": etag}),
+        api.get(f"{path}/events"),
+        api.patch(path, json={"name": "x"}),
+        api.post(f"{path}/cancel"),
+    ):
+        assert (answer.status_code, answer.json()["code"]) == (404, "deleted")
+    assert (api.delete("/jobs/job_none").status_code, api.delete("/jobs/job_none").json()["code"]) == (
+        404,
+        "not_found",
+    )
 
 
 def test_events_are_read_behind_a_number(api: httpx.Client) -> None:
@@ -174,6 +199,7 @@ def test_a_finished_distillation_tells_cycles_core_lineage_and_origins(
     assert found["state"] == "succeeded"
     assert [cycle["state"] for cycle in found["cycles"]] == ["succeeded"] * 3
     assert found["last_core_id"] == found["cycles"][2]["output_core_id"]
+    assert (found["stored_bytes"], [cycle["stored_bytes"] for cycle in found["cycles"]]) == (36, [12] * 3)
     assert api.get(f"{path}/cycles").json()["items"][1]["metrics"] == {"explained_variance": 0.7}
     core = api.get(f"{path}/core?min_selected=3").json()
     assert [latent["latent_id"] for latent in core["items"]] == [f"{job_id}.0.3"]

@@ -42,7 +42,19 @@ def run_with_the_base_install(*arguments: str) -> subprocess.CompletedProcess[st
 def test_the_base_install_gives_help_for_every_command() -> None:
     found = run_with_the_base_install("--help")
     assert found.returncode == 0, found.stderr
-    for name in ("up", "down", "status", "demo", "worker", "migrate", "keys", "submit", "job"):
+    for name in (
+        "up",
+        "down",
+        "status",
+        "demo",
+        "worker",
+        "migrate",
+        "keys",
+        "owners",
+        "submit",
+        "upload",
+        "job",
+    ):
         assert name in found.stdout
 
 
