@@ -83,8 +83,7 @@ def resolve_hook(loaded: LoadedModel, *, layer: int, hook: Hook) -> HookPoint:
         names = _added_names(loaded, layers[layer])
         _check_sum(loaded, layer_path, names)
         path = f"{layer_path}.{names[0] if hook == 'attn_out' else names[1]}"
-    output = _trace(loaded, [path])[path].output
-    point = HookPoint(layer, hook, path, len(output) if isinstance(output, tuple) else None)
+    point = HookPoint(layer, hook, path, _trace(loaded, [path])[path].n_outputs)
     _check_running_on(loaded, point)
     return point
 
@@ -198,10 +197,11 @@ def _inputs(
 
 @dataclass(frozen=True)
 class _Trace:
-    """What went into a module and what came out."""
+    """What went into a module and what came out, as it was then: some layers add to it in place."""
 
     input: Tensor
-    output: Any
+    output: Tensor
+    n_outputs: int | None
 
 
 @torch.no_grad()
@@ -211,7 +211,8 @@ def _trace(loaded: LoadedModel, paths: list[str]) -> dict[str, _Trace]:
 
     def look_into(path: str) -> Any:
         def look(_module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
-            seen[path] = _Trace(_hidden(args, kwargs), output)
+            n_outputs = len(output) if isinstance(output, tuple) else None
+            seen[path] = _Trace(_hidden(args, kwargs).clone(), _first(output).clone(), n_outputs)
 
         return loaded.model.get_submodule(path).register_forward_hook(look, with_kwargs=True)
 
@@ -240,8 +241,8 @@ def _check_sum(loaded: LoadedModel, layer_path: str, names: tuple[str, str]) -> 
     traces = _trace(loaded, [layer_path, *paths])
     if len(traces) == 3:
         whole, attention, mlp = (traces[path] for path in (layer_path, *paths))
-        total = whole.input + _first(attention.output) + _first(mlp.output)
-        if is_near(total, _first(whole.output), loaded.dtype):
+        total = whole.input + attention.output + mlp.output
+        if is_near(total, whole.output, loaded.dtype):
             return
     raise _unsupported(
         "hook",

@@ -6,10 +6,14 @@ import pytest
 import torch
 from transformers import (
     AutoModelForCausalLM,
+    FalconConfig,
+    Glm4Config,
     GPT2Config,
     GPTNeoXConfig,
     GraniteConfig,
     LlamaConfig,
+    MixtralConfig,
+    Olmo2Config,
     OPTConfig,
 )
 
@@ -415,3 +419,21 @@ def test_a_model_without_one_list_of_its_layers_is_refused(models):
     finally:
         del loaded.model.second
     assert caught.value.failure == "hook_unsupported"
+
+
+@pytest.mark.parametrize(
+    ("config", "attention", "mlp"),
+    [
+        (Olmo2Config, "model.layers.1.post_attention_layernorm", "model.layers.1.post_feedforward_layernorm"),
+        (Glm4Config, "model.layers.1.post_self_attn_layernorm", "model.layers.1.post_mlp_layernorm"),
+        (FalconConfig, "transformer.h.1.self_attention", "transformer.h.1.mlp"),
+        (MixtralConfig, "model.layers.1.self_attn", "model.layers.1.mlp"),
+    ],
+)
+def test_norms_on_the_way_out_sums_in_place_and_experts_are_seen_through(config, attention, mlp):
+    shape = {"vocab_size": VOCAB_SIZE, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
+    if config is not FalconConfig:
+        shape |= {"intermediate_size": 64, "num_key_value_heads": 2, "head_dim": 8, "pad_token_id": 0}
+    loaded = tiny_loaded(AutoModelForCausalLM.from_config(config(**shape)))
+    found = [resolve_hook(loaded, layer=1, hook=hook).path for hook in ("attn_out", "mlp_out")]
+    assert found == [attention, mlp]
