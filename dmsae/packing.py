@@ -149,13 +149,14 @@ class RowList:
     def pad(
         self, length: int
     ) -> tuple[Int32[np.ndarray, "n t"], Bool[np.ndarray, "n t"], Int32[np.ndarray, "n t"]]:
-        """Give ids, whether there is a token, and documents, padded on the right with zeros."""
+        """Give ids, whether there is a token, and documents, padded on the right."""
         shape = (len(self._rows), length)
         ids, is_token = np.zeros(shape, dtype=np.int32), np.zeros(shape, dtype=np.bool_)
         documents = np.zeros(shape, dtype=np.int32)
         for place, row in enumerate(self._rows):
             ids[place, : len(row.ids)] = row.ids
             is_token[place, : len(row.ids)] = True
+            documents[place] = row.documents[-1]
             documents[place, : len(row.ids)] = row.documents
         return ids, is_token, documents
 

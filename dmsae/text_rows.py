@@ -140,7 +140,7 @@ def _parse_line(line: bytes, stream: BinaryIO) -> dict[str, Any] | Skip:
     """Give a line's object; what follows of a line that is too long is passed over."""
     if len(line) > MAX_ROW_BYTES and not line.endswith(b"\n"):
         while line and not line.endswith(b"\n"):
-            line = stream.readline(MAX_ROW_BYTES)
+            line = stream.readline(1 << 20)
         return Skip.TOO_LONG
     if not line.strip():
         return Skip.EMPTY
