@@ -1,5 +1,9 @@
 """A deleted job is gone for everybody, and what others reuse of it stays."""
 
+import os
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -286,3 +290,25 @@ def test_of_two_cleaners_one_acts_and_a_store_that_is_away_ends_neither(
     away.close()
     with database.session_scope() as session:
         assert count(session, Artifact) == 0
+
+
+def test_the_sweepers_process_cleans_and_stops_when_told(
+    stack_env: dict[str, str], database: Database, owner_id: str
+) -> None:
+    delete(database, finished_job(database, owner_id, n_cycles=1), owner_id)
+    env = {**os.environ, **stack_env, "DMSAE_CLEAN_S": "0.2"}
+    process = subprocess.Popen([sys.executable, "-m", "worker.sweeper"], env=env, stdout=subprocess.DEVNULL)
+    try:
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline:
+            with database.session_scope() as session:
+                if session.scalars(select(Job.cleared_at)).one() is not None:
+                    break
+            time.sleep(0.2)
+        else:
+            pytest.fail("Nothing was cleaned.")
+        process.terminate()
+        assert process.wait(20) == 0
+    finally:
+        process.kill()
+        process.wait()
