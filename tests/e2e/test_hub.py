@@ -23,7 +23,8 @@ def config(site: Site, hub: FakeHub, tmp_path_factory: pytest.TempPathFactory) -
     hub.add("lab/forbidden", site.model).refusal = (403, {"X-Error-Code": "GatedRepo"})
     text = write_text(tmp_path_factory.mktemp("text"))
     hub.add("lab/topics", text, kind="datasets").needs_token = True
-    config = tiny_config(site.model, n_cycles=2)
+    few = {"training": {"n_tokens": 4096}, "attribution": {"n_tokens": 500}, "evaluation": {"n_tokens": 500}}
+    config = tiny_config(site.model, n_cycles=2, **few)
     config["model"] = {"source": "hub", "id": "lab/tiny", "revision": REVISION}
     files = ["data/*.parquet", "data/*.zst"]
     config["data"]["text"] = {"source": "hub", "id": "lab/topics", "revision": REVISION, "files": files}
@@ -66,6 +67,7 @@ def test_two_cycles_on_a_model_and_a_dataset_of_the_hub(
     assert not any(seen.has_token for seen in hub.seen if seen.host == "localhost")
     assert hub.stored("a.parquet")
     assert hub.stored("b.jsonl.zst")
+    assert [seen for seen in hub.seen if "/lab/t" not in seen.path] == []
     assert HUB_TOKEN not in everything_told(site, job_id)
 
 
