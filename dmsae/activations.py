@@ -86,7 +86,7 @@ class Harvester:
             document_index = contexts.document_index[rows]
             activations = self._run(input_ids, is_token)
             candidate = self.is_candidate(input_ids, is_token, document_index)
-            self.require_finite(activations[candidate])
+            self._require_finite(activations[candidate])
             self.tell(int(candidate.sum()))
             is_kept = candidate & (activations.norm(dim=-1) <= max_norm)
             yield ContextBatch(input_ids, is_token, document_index, activations, is_kept)
@@ -122,11 +122,7 @@ class Harvester:
     def _is_special(self, input_ids: Int[Tensor, "n t"]) -> Bool[Tensor, "n t"]:
         return torch.isin(input_ids, torch.tensor(self.loaded.special_ids, dtype=torch.int64))
 
-    def require_finite(self, activations: Float[Tensor, "n_tokens d_model"]) -> None:
-        """Refuse activations that are not finite.
-
-        Raises: CycleFailed with `non_finite`.
-        """
+    def _require_finite(self, activations: Float[Tensor, "n_tokens d_model"]) -> None:
         if not torch.isfinite(activations).all():
             raise CycleFailed(
                 "non_finite",

@@ -104,7 +104,9 @@ class StoredWindows:
                     activations[i] = stored[row : row + 1].float()
         is_candidate = self._harvester.is_candidate(*(field[rows] for field in self._contexts[:3]))
         tokens = torch.cat([activations[i] for i in range(len(rows))])[is_candidate]
-        self._harvester.require_finite(tokens)
+        if not torch.isfinite(tokens).all():
+            rule = "data.text: among the stored activations of tokens that count, some are not finite."
+            raise CycleFailed("non_finite", rule, param="data.text")
         return tokens
 
 
