@@ -49,15 +49,12 @@ class TokenisedText:
     parts: Mapping[Part, Contexts]
     n_candidates: Mapping[Part, int]
     """Tokens that are neither padding nor special."""
+    n_documents: int
+    """Documents that were read, also those that no part needed any more."""
     n_rows_skipped: Mapping[str, int]
     """Rows that were read and left out, by reason."""
     is_whole: bool
     """Whether the text has nothing more to give."""
-
-    @property
-    def n_documents(self) -> int:
-        """Documents of all parts."""
-        return sum(contexts.n_documents for contexts in self.parts.values())
 
 
 class RowSink(Protocol):
@@ -124,15 +121,19 @@ class TokenRequest:
         }
 
 
-@dataclass(frozen=True)
+@dataclass
 class SplitReader:
     """Reads documents until every part has enough."""
 
     request: TokenRequest
     writers: Mapping[Part, PartWriter]
+    n_documents: int = 0
+    """Documents that were read, also those that no part needed any more."""
+    is_whole: bool = False
+    """Whether the text ended before every part had enough."""
 
-    def read(self, documents: Iterable[Document], skipped: Counter[str]) -> bool:
-        """Tokenise documents batch by batch, hand each to its part, and say whether that was the whole text.
+    def read(self, documents: Iterable[Document], skipped: Counter[str]) -> None:
+        """Tokenise documents batch by batch and hand each to its part.
 
         A part that has enough takes no more; documents of less than two tokens are counted in `skipped`.
         """
@@ -144,12 +145,12 @@ class SplitReader:
                 own = ids[1:] if bos is not None and ids[:1] == [bos] else ids  # a text may bring its own BOS
                 if len(own) < MIN_TOKENS:
                     skipped[Skip.ONE_TOKEN.value] += 1
+                    self.n_documents -= 1
                 elif not self.writers[part].is_full:
                     self.writers[part].add(np.array(own, dtype=np.int32))
-        is_whole = not self._is_full()
+        self.is_whole = not self._is_full()
         for writer in self.writers.values():
             writer.finish()
-        return is_whole
 
     def _is_full(self) -> bool:
         return all(writer.is_full for writer in self.writers.values())
@@ -159,6 +160,7 @@ class SplitReader:
         batch: list[tuple[Part, str]] = []
         n_characters = 0
         for document in documents:
+            self.n_documents += 1
             part = part_of(document.digest, self.request.data.split)
             if self.writers[part].is_full:
                 continue
@@ -190,14 +192,15 @@ def read_in_memory(documents: Documents, request: TokenRequest) -> TokenisedText
     sinks = {part: RowList() for part in PARTS}
     writers = request.writers(sinks)
     skipped: Counter[str] = Counter()
-    is_whole = SplitReader(request, writers).read(documents.read(skipped), skipped)
+    reader = SplitReader(request, writers)
+    reader.read(documents.read(skipped), skipped)
     parts: dict[Part, Contexts] = {}
     for part, writer in writers.items():
         ids, is_token, index = map(torch.from_numpy, sinks[part].pad(request.data.context_length))
         n_skipped = writer.cutter.n_skipped
         parts[part] = Contexts(ids.long(), is_token, index.long(), writer.n_documents, n_skipped)
     n_candidates = {part: writer.n_candidates for part, writer in writers.items()}
-    return TokenisedText(parts, n_candidates, dict(skipped), is_whole)
+    return TokenisedText(parts, n_candidates, reader.n_documents, dict(skipped), reader.is_whole)
 
 
 def check_ids(contexts: Contexts, *, vocab_size: int) -> None:

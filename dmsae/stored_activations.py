@@ -162,7 +162,8 @@ class StoredShards:
             )
         parts, places = _split(rows, split)
         n_candidates = {part: harvester.count_candidates(contexts) for part, contexts in parts.items()}
-        text = StoredText(parts, n_candidates, {}, is_whole=True, shards=self.shards, places=places)
+        n_documents = sum(contexts.n_documents for contexts in parts.values())
+        text = StoredText(parts, n_candidates, n_documents, {}, True, self.shards, places)
         _compare(text, harvester)
         return text
 

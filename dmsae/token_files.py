@@ -172,7 +172,8 @@ def _read_into(folder: Path, documents: Documents, request: TokenRequest) -> Non
     with ExitStack() as stack:
         files = {part: _RowFiles(folder, part, length=length, stack=stack) for part in PARTS}
         writers = request.writers(files)
-        is_whole = SplitReader(request, writers).read(documents.read(skipped), skipped)
+        reader = SplitReader(request, writers)
+        reader.read(documents.read(skipped), skipped)
         for file in files.values():
             file.flush()
     for part, file in files.items():
@@ -188,8 +189,9 @@ def _read_into(folder: Path, documents: Documents, request: TokenRequest) -> Non
         "n_candidates": {part: writer.n_candidates for part, writer in writers.items()},
         "n_documents": {part: writer.n_documents for part, writer in writers.items()},
         "n_skipped": {part: writer.cutter.n_skipped for part, writer in writers.items()},
+        "n_documents_read": reader.n_documents,
         "n_rows_skipped": dict(sorted(skipped.items())),
-        "is_whole": is_whole,
+        "is_whole": reader.is_whole,
     }
     _write_record(folder, record)
 
@@ -229,7 +231,8 @@ def _load(folder: Path) -> TokenisedText | None:
             part: _map_part(folder, part, record["n_documents"][part], record["n_skipped"][part])
             for part in PARTS
         }
-        return TokenisedText(parts, record["n_candidates"], record["n_rows_skipped"], record["is_whole"])
+        seen = (record[name] for name in ("n_candidates", "n_documents_read", "n_rows_skipped", "is_whole"))
+        return TokenisedText(parts, *seen)
     except (OSError, ValueError, KeyError, TypeError):
         return None
 

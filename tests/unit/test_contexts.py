@@ -233,8 +233,10 @@ def test_reading_stops_once_every_part_has_enough_and_no_part_holds_more_than_it
 
     sinks = {part: RowList() for part in PARTS}
     writers = request.writers(sinks)
-    assert SplitReader(request, writers).read(counted(), Counter()) is False
-    assert n_read < 100
+    reader = SplitReader(request, writers)
+    reader.read(counted(), Counter())
+    assert not reader.is_whole
+    assert reader.n_documents == n_read < 100
     for part, need in needs.items():
         assert need <= writers[part].n_candidates < need + 200
 

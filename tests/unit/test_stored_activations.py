@@ -136,9 +136,7 @@ def test_of_packed_rows_each_part_counts_its_own_documents_only(tmp_path, reader
     seen = set()
     for part in PARTS:
         contexts = text.parts[part]
-        (batch,) = Harvester(
-            reader.loaded, reader.hook, ActivationConfig(layer=1, model_batch_contexts=400)
-        ).harvest(contexts)
+        (batch,) = whole.harvest(contexts)
         foreign = contexts.document_index == OTHER_PART
         assert foreign.any()
         assert torch.equal(batch.is_kept, ~foreign)
