@@ -112,9 +112,11 @@ def _paragraphs(lines: Iterable[str]) -> Iterator[str]:
 def _read_lines(stream: BinaryIO) -> Iterator[str]:
     """Read UTF-8 line by line; an endless line comes in pieces that `_paragraphs` never joins."""
     text = io.TextIOWrapper(stream, encoding="utf-8-sig")
-    while line := text.readline(MAX_PASSAGE_CHARACTERS):
-        yield line.removesuffix("\n")
-    text.detach()
+    try:
+        while line := text.readline(MAX_PASSAGE_CHARACTERS):
+            yield line.removesuffix("\n")
+    finally:
+        text.detach()  # also where nobody reads on; whoever opened the stream closes it
 
 
 def _read_jsonl(stream: BinaryIO, file: TextFile, column: str) -> Iterator[str | Skip]:
