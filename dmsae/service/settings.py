@@ -16,7 +16,9 @@ SINGLE_PUT_BYTES = 5 << 30
 class Settings(BaseSettings):
     """Settings of API, worker and sweeper; secrets are never printed."""
 
-    model_config = SettingsConfigDict(env_prefix="DMSAE_", frozen=True, use_attribute_docstrings=True)
+    model_config = SettingsConfigDict(
+        env_prefix="DMSAE_", frozen=True, use_attribute_docstrings=True, hide_input_in_errors=True
+    )
 
     database_url: SecretStr
     """`postgresql+psycopg://user:password@host:port/name`."""

@@ -134,7 +134,7 @@ def test_every_address_names_a_service_of_the_file_and_the_port_that_it_is_told(
     flags = dict(flag.split("=", 1) for flag in compose["services"]["seaweedfs"]["command"] if "=" in flag)
     valkey = compose["configs"]["valkey"]["content"]
     told = {"postgres": 5432, "seaweedfs": int(flags["-s3.port"])}
-    told["valkey"] = int(re.search(r"^port (\d+)$", valkey, re.MULTILINE)[1])  # type: ignore[index]
+    told["valkey"] = int(re.search(r"^port (\d+)$", valkey, re.MULTILINE)[1])
     for name in OURS:
         env = compose["services"][name]["environment"]
         for variable in ("DMSAE_DATABASE_URL", "DMSAE_BROKER_URL", "DMSAE_S3_ENDPOINT_URL"):
@@ -273,10 +273,7 @@ def test_what_the_images_copy_exists_and_nothing_else_is_sent_to_the_builder() -
 def test_volumes_lie_where_the_settings_point_and_every_one_is_declared(compose: dict[str, Any]) -> None:
     image = read_dockerfile("Dockerfile.gpu")
     (declared,) = image.all_of("VOLUME")
-    folders = {
-        image.environment()[name]
-        for name in ("DMSAE_CACHE_DIR", "DMSAE_WORK_DIR", "DMSAE_LOCK_DIR", "HF_HOME")
-    }
+    folders = {image.environment()[name] for name in ("DMSAE_CACHE_DIR", "DMSAE_WORK_DIR", "DMSAE_LOCK_DIR")}
     assert set(json.loads(declared)) == folders
     assert all(folder in image.all_of("RUN")[-1].split() for folder in folders)
     named = set()
