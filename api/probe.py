@@ -8,7 +8,8 @@ import httpx
 from dmsae.service.settings import load_settings
 
 TIMEOUT_S = 8.0
-WILDCARDS = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}  # noqa: S104 - compared with, not listened on
+SHOWN = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - compared with, not listened on
+"""Where to ask an API that listens everywhere."""
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -19,7 +20,9 @@ def main(arguments: list[str] | None = None) -> None:
     )
     path = parser.parse_args(arguments).path
     settings = load_settings()
-    url = f"http://{WILDCARDS.get(settings.host, settings.host)}:{settings.port}{path}"
+    host = SHOWN.get(settings.host, settings.host)
+    address = f"[{host}]" if ":" in host else host
+    url = f"http://{address}:{settings.port}{path}"
     try:
         answer = httpx.get(url, timeout=TIMEOUT_S, trust_env=False)
     except httpx.HTTPError as error:

@@ -12,7 +12,9 @@ from typing import Any
 import psutil
 import pynvml
 import pytest
+from typer.testing import CliRunner
 
+from dmsae import cli
 from dmsae.errors import InvalidConfig
 from worker.devices import find_device
 from worker.machine import processor_name, usable_memory_bytes
@@ -171,6 +173,16 @@ def test_a_trainer_sees_the_one_gpu_that_its_worker_holds(
             time.sleep(0.01)
         assert trainer.stop(grace_s=0)
     assert (tmp_path / "seen").read_text() == "GPU-aaa1-x"
+
+
+def test_the_command_line_refuses_a_malformed_name_before_it_looks_for_a_stack() -> None:
+    found = CliRunner().invoke(cli.app, ["worker", "--device", "gpu:0"])
+    assert "device = 'gpu:0': must be cpu:N or cuda:N" in refusal_of(found.exception)
+
+
+def refusal_of(error: BaseException | None) -> str:
+    assert isinstance(error, InvalidConfig)
+    return error.message
 
 
 def has_driver() -> bool:
