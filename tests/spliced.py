@@ -1,5 +1,7 @@
 """A tiny language model cut after one layer, with contexts, and SAEs for its residual stream."""
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -52,13 +54,13 @@ def in_batches(batch: ContextBatch, n_contexts: int) -> list[ContextBatch]:
 
 
 def pad(batch: ContextBatch, n_columns: int) -> ContextBatch:
-    """Put columns of padding behind a batch, with activations and ids that must never matter."""
+    """Put columns of padding behind a batch, with ids and activations that must never matter: NaN."""
     n = len(batch.activations)
     return ContextBatch(
         torch.cat([batch.input_ids, torch.full((n, n_columns), 7)], dim=1),
         torch.cat([batch.is_token, torch.zeros(n, n_columns, dtype=torch.bool)], dim=1),
         torch.cat([batch.document_index, batch.document_index[:, -1:].expand(n, n_columns)], dim=1),
-        torch.cat([batch.activations, torch.full((n, n_columns, D_MODEL), 50.0)], dim=1),
+        torch.cat([batch.activations, torch.full((n, n_columns, D_MODEL), math.nan)], dim=1),
         torch.cat([batch.is_kept, torch.zeros(n, n_columns, dtype=torch.bool)], dim=1),
     )
 
