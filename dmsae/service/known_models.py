@@ -6,13 +6,14 @@ Whether it exists and loads is the worker's to say: its disk may be another one.
 import json
 import os
 import stat
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dmsae.config import BUILTIN_MODELS, BuiltinModel, HubModel, ModelSource
+from dmsae.config import BuiltinModel, HubModel, ModelSource
 from dmsae.service.allowed_paths import allowed_path, is_under
+from dmsae.service.model_families import DTYPE_BYTES, LayerSizes, count_parameters, read_layer, read_size
 
 LARGEST_CONFIG_BYTES = 1 << 20
 
@@ -27,6 +28,68 @@ class ModelFacts:
     n_positions: int | None = None
     n_vocab: int | None = None
     n_parameters: int | None = None
+    layer: LayerSizes | None = None
+    """The widths inside a layer, where the family is known."""
+    stored_bytes: int | None = None
+    """Bytes of one weight in its files."""
+
+
+def _llama(d_model: int, n_layers: int, d_mlp: int, n_heads: int, n_kv_heads: int) -> dict[str, Any]:
+    return {
+        "model_type": "llama", "hidden_size": d_model, "num_hidden_layers": n_layers,
+        "intermediate_size": d_mlp, "num_attention_heads": n_heads, "num_key_value_heads": n_kv_heads,
+        "vocab_size": 49_152, "max_position_embeddings": 8192, "tie_word_embeddings": True,
+        "dtype": "bfloat16",
+    }  # fmt: skip
+
+
+def _gpt2(d_model: int, n_layers: int, n_heads: int) -> dict[str, Any]:
+    return {
+        "model_type": "gpt2", "n_embd": d_model, "n_layer": n_layers, "n_head": n_heads,
+        "vocab_size": 50_257, "n_positions": 1024, "dtype": "float32",
+    }  # fmt: skip
+
+
+def _pythia(d_model: int, n_layers: int, n_heads: int, *, n_vocab: int = 50_304) -> dict[str, Any]:
+    return {
+        "model_type": "gpt_neox", "hidden_size": d_model, "num_hidden_layers": n_layers,
+        "intermediate_size": 4 * d_model, "num_attention_heads": n_heads, "vocab_size": n_vocab,
+        "max_position_embeddings": 2048, "tie_word_embeddings": False, "dtype": "float16",
+    }  # fmt: skip
+
+
+SMOLLM2_135M = _llama(576, 30, 1536, 9, 3)
+
+KNOWN: Mapping[str, Mapping[str, Any]] = {
+    "smollm2-135m": {**SMOLLM2_135M, "dtype": "float32"},
+    "HuggingFaceTB/SmolLM2-135M": SMOLLM2_135M,
+    "HuggingFaceTB/SmolLM2-360M": _llama(960, 32, 2560, 15, 5),
+    "HuggingFaceTB/SmolLM2-1.7B": _llama(2048, 24, 8192, 32, 32),
+    "google/gemma-2-2b": {
+        "model_type": "gemma2", "hidden_size": 2304, "num_hidden_layers": 26, "intermediate_size": 9216,
+        "num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 256, "vocab_size": 256_000,
+        "max_position_embeddings": 8192, "attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0,
+        "dtype": "float32",
+    },
+    **{
+        name: config
+        for size, config in {
+            "": _gpt2(768, 12, 12), "-medium": _gpt2(1024, 24, 16), "-large": _gpt2(1280, 36, 20),
+            "-xl": _gpt2(1600, 48, 25),
+        }.items()
+        for name in (f"gpt2{size}", f"openai-community/gpt2{size}")
+    },
+    **{
+        f"EleutherAI/pythia-{size}{data}": config
+        for size, config in {
+            "70m": _pythia(512, 6, 8), "160m": _pythia(768, 12, 12), "410m": _pythia(1024, 24, 16),
+            "1b": _pythia(2048, 16, 8), "1.4b": _pythia(2048, 24, 16), "2.8b": _pythia(2560, 32, 32),
+            "6.9b": _pythia(4096, 32, 32, n_vocab=50_432), "12b": _pythia(5120, 36, 40, n_vocab=50_688),
+        }.items()
+        for data in ("", "-deduped")
+    },
+}  # fmt: skip
+"""Configs of models that do not lie here, as their publishers give them; the counts are tested."""
 
 
 def find_facts(model: ModelSource, allowed_roots: Sequence[Path]) -> ModelFacts:
@@ -36,18 +99,23 @@ def find_facts(model: ModelSource, allowed_roots: Sequence[Path]) -> ModelFacts:
         InvalidConfig: a local model lies outside the allowed roots.
     """
     if isinstance(model, BuiltinModel):
-        return ModelFacts(model.name, **BUILTIN_MODELS[model.name])
+        return facts_from(model.name, KNOWN[model.name])
     if isinstance(model, HubModel):
-        return ModelFacts(model.id)
+        return facts_from(model.id, KNOWN.get(model.id, {}))
     folder = allowed_path(model.path, allowed_roots, param="model.path")
-    config = _read_config(folder / "config.json", allowed_roots)
-    sizes = {
-        "n_layers": _size(config, "num_hidden_layers"),
-        "d_model": _size(config, "hidden_size"),
-        "n_positions": _size(config, "max_position_embeddings"),
-        "n_vocab": _size(config, "vocab_size"),
-    }
-    return ModelFacts(folder.name, **sizes, n_parameters=_count_parameters(config))
+    return facts_from(folder.name, _read_config(folder / "config.json", allowed_roots))
+
+
+def facts_from(name: str, config: Mapping[str, Any]) -> ModelFacts:
+    """Read what a model's config says of its sizes."""
+    dtype = config.get("dtype", config.get("torch_dtype"))
+    return ModelFacts(
+        name,
+        **{size: read_size(config, size) for size in ("n_layers", "d_model", "n_positions", "n_vocab")},
+        n_parameters=count_parameters(config),
+        layer=read_layer(config),
+        stored_bytes=DTYPE_BYTES.get(dtype) if isinstance(dtype, str) else None,
+    )
 
 
 def _read_config(path: Path, allowed_roots: Sequence[Path]) -> dict[str, Any]:
@@ -62,22 +130,3 @@ def _read_config(path: Path, allowed_roots: Sequence[Path]) -> dict[str, Any]:
     except (OSError, ValueError, RecursionError):
         return {}
     return config if isinstance(config, dict) else {}
-
-
-def _size(config: dict[str, Any], key: str) -> int | None:
-    value = config.get(key)
-    return value if type(value) is int and 0 < value < 1 << 40 else None
-
-
-def _count_parameters(config: dict[str, Any]) -> int | None:
-    """Count the weights of a Llama-like model from its config."""
-    names = ("hidden_size", "num_hidden_layers", "vocab_size", "intermediate_size", "num_attention_heads")
-    sizes = [_size(config, name) for name in names]
-    if None in sizes:
-        return None
-    d_model, n_layers, n_vocab, d_mlp, n_heads = (size or 0 for size in sizes)
-    n_kv_heads = _size(config, "num_key_value_heads") or n_heads
-    d_head = _size(config, "head_dim") or d_model // n_heads
-    attention = 2 * d_model * d_head * (n_heads + n_kv_heads)
-    embeddings = n_vocab * d_model * (1 if config.get("tie_word_embeddings") else 2)
-    return embeddings + n_layers * (attention + 3 * d_model * d_mlp + 2 * d_model) + d_model

@@ -1,0 +1,207 @@
+"""How much memory does one cycle take at most, phase by phase? Counted from what the trainer keeps at once.
+
+Every term is a tensor that the method's modules hold at that point; only what a process holds before its
+first tensor, and what the C library loses between small ones, are measured. `make bench ROWS=memory` sets the
+whole beside the peak of real cycles.
+"""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from dmsae.config import BuiltinText, DistillationConfig
+from dmsae.service.known_models import ModelFacts
+from dmsae.service.model_families import LayerSizes
+
+FLOAT32 = 4
+GIB = 1 << 30
+PROCESS_BYTES = 480 << 20
+"""A trainer with torch (CPU), transformers and a tokenizer, before any weight; measured on x86-64 Linux."""
+CUDA_PROCESS_BYTES = 3 * GIB
+"""The same on the host with CUDA's libraries. Not measured."""
+CUDA_CONTEXT_BYTES = GIB // 2
+"""What a CUDA context and its libraries take on the device. Not measured."""
+ALLOCATOR_LOSS = 0.18
+"""Share of many small pieces that the C library loses between them: 2% to 35% measured, torch's tensors of a
+few MiB with shorter-lived ones between them."""
+MAX_WINDOW_BYTES = 2 * GIB
+"""`MAX_RESIDENT_BYTES` of the trainer: harvested windows beyond it are harvested again."""
+SCALE_TOKENS = 100_000
+"""Training tokens that the trainer reads at least, to take the scale (METHOD 3)."""
+UPPER_POSITIONS = 1024
+"""Positions of one pass through the upper layers."""
+BUILTIN_TOKENS = 115_000
+"""Of the built-in text, in tokens of SmolLM2."""
+TOPK_PAIR_BYTES = 16
+"""What torch's `topk` on a CPU writes down for every element that it looks at: a value and a 64-bit place."""
+
+
+class Need(NamedTuple):
+    """Bytes that a phase holds at once."""
+
+    device: float
+    """Where model and SAE compute."""
+    host: float
+    """Where harvested activations lie."""
+
+
+@dataclass(frozen=True)
+class Peak:
+    """The most that a cycle holds, in bytes; on a CPU device and host are one."""
+
+    device: int
+    host: int | None
+    """None on a CPU: it is in `device`."""
+    phase: str
+    """The phase that needs most."""
+
+
+def peak_memory(config: DistillationConfig, facts: ModelFacts) -> Peak | None:
+    """Give the peak of the costliest cycle; None where the model's sizes are not known."""
+    if None in (facts.d_model, facts.n_layers, facts.n_vocab, facts.n_parameters) or facts.layer is None:
+        return None
+    sizes = _Sizes(config, facts, facts.layer)
+    phases = {
+        "loading": sizes.loading(),
+        "harvesting": sizes.harvesting(),
+        "training": sizes.training(),
+        "attributing": sizes.attributing(),
+        "evaluating": sizes.evaluating(),
+    }
+    if config.device == "cpu":
+        phase = max(phases, key=lambda name: sum(phases[name]))
+        return Peak(round(PROCESS_BYTES + sum(phases[phase])), None, phase)
+    phase = max(phases, key=lambda name: phases[name].device)
+    host = max(need.host for need in phases.values())
+    return Peak(round(CUDA_CONTEXT_BYTES + phases[phase].device), round(CUDA_PROCESS_BYTES + host), phase)
+
+
+class _Sizes:
+    """The tensors of a cycle, in bytes."""
+
+    def __init__(self, config: DistillationConfig, facts: ModelFacts, layer: LayerSizes) -> None:
+        self._config, self._layer = config, layer
+        self._d_model, self._n_vocab = facts.d_model or 0, facts.n_vocab or 0
+        self._n_parameters = facts.n_parameters or 0
+        self._n_upper = (facts.n_layers or 0) - config.activations.layer - 1
+        self._model_dtype = 2 if config.activations.model_dtype == "bfloat16" else 4
+        self._stored_dtype = facts.stored_bytes or self._model_dtype
+        self._is_eager = layer.is_capped or config.activations.attention == "eager"
+        self._is_cpu = config.device == "cpu"
+
+    def loading(self) -> Need:
+        """Weights; where their type changes, or they go to a GPU, those of the files lie beside them."""
+        is_copied = self._stored_dtype != self._model_dtype or not self._is_cpu
+        return Need(self._model(), self._n_parameters * self._stored_dtype if is_copied else 0)
+
+    def harvesting(self) -> Need:
+        """The lower layers on one batch, and the window that is being joined, twice."""
+        columns = self._config.data.context_length
+        batch = self._config.activations.model_batch_contexts * columns
+        window = self._config.activations.shuffle_window_contexts * columns * self._row()
+        # one batch's activations, their kept rows, and their norms' squares
+        return Need(
+            self._model() + batch * (self._layer_pass(columns) + 3 * FLOAT32 * self._d_model),
+            self._kept() + min(window, self._windows()) + 3 * batch * self._row(),
+        )
+
+    def training(self) -> Need:
+        """Weights, gradients and Adam's moments, and the batch at its widest.
+
+        That is `topk` over the whole batch: the pre-activations, a pair for each of them and two masks; on a
+        GPU the latent activations and the dead latents' three copies, forward or backward.
+        """
+        batch_tokens, n_latents = self._config.training.batch_tokens, self._config.sae.n_latents
+        selecting = FLOAT32 + TOPK_PAIR_BYTES + 2 if self._is_cpu else 0
+        dead = 5 * FLOAT32 + 1
+        n_prefixes = len(self._config.sae.block_widths) + 1
+        step = batch_tokens * (max(selecting, dead) * n_latents + (2 * n_prefixes + 4) * self._row())
+        state = 4 * self._sae()
+        # the threshold: another copy of the SAE, and twice k candidates for each of its tokens
+        n_found = 2 * self._config.sae.k * self._config.training.threshold_tokens
+        finding = 1.5 * self._sae() + n_found * (2 * FLOAT32 + TOPK_PAIR_BYTES)
+        finding += 2 * batch_tokens * n_latents * FLOAT32
+        return Need(self._model() + state + max(step, finding), self._kept())
+
+    def attributing(self) -> Need:
+        """What the upper layers keep for the way back, and three times the logits."""
+        positions = self._positions()
+        graph = positions * self._n_upper * self._saved_by_layer()
+        return Need(
+            self._measuring() + graph * (1 + ALLOCATOR_LOSS * self._is_cpu) + 3 * self._logits(),
+            self._kept(),
+        )
+
+    def evaluating(self) -> Need:
+        """Log-probabilities without and with the SAE, and two copies in between."""
+        columns = self._config.data.context_length
+        passing = self._positions() * self._layer_pass(columns)
+        return Need(self._measuring() + passing + 4 * self._logits(), self._kept())
+
+    def _model(self) -> float:
+        return self._n_parameters * self._model_dtype
+
+    def _sae(self) -> float:
+        n_latents = self._config.sae.n_latents
+        return FLOAT32 * (2 * n_latents * self._d_model + 2 * n_latents + self._d_model)
+
+    def _row(self) -> int:
+        """Give the bytes of one activation vector."""
+        return FLOAT32 * self._d_model
+
+    def _positions(self) -> int:
+        """Give the positions of one pass through the upper layers: whole contexts, of one batch."""
+        columns = self._config.data.context_length
+        n_rows = min(max(1, UPPER_POSITIONS // columns), self._config.activations.model_batch_contexts)
+        return n_rows * columns
+
+    def _logits(self) -> float:
+        """Give one float32 copy of the logits of a pass."""
+        return self._positions() * self._n_vocab * FLOAT32
+
+    def _measuring(self) -> float:
+        """Give what attribution and evaluation share: model, SAE, and the SAE's view of one pass.
+
+        A cap on the final logits keeps two more copies of them, in the model's type.
+        """
+        capped = 2 * self._positions() * self._n_vocab * self._model_dtype * self._layer.is_capped_at_end
+        acts = self._positions() * self._config.sae.n_latents * 2.25 * FLOAT32
+        return self._model() + self._sae() + acts + capped
+
+    def _kept(self) -> float:
+        """Give what stays from the harvest to the end: windows, and the batches of the two other parts."""
+        n_measured = self._config.attribution.n_tokens + self._config.evaluation.n_tokens
+        return self._windows() + n_measured * self._row()
+
+    def _windows(self) -> float:
+        """Give the bytes of the training windows that are in memory."""
+        training, text = self._config.training, self._config.data.text
+        n_available: float = MAX_WINDOW_BYTES
+        if isinstance(text, BuiltinText):
+            n_available = BUILTIN_TOKENS * self._config.data.split[0]
+        n_tokens = n_available if training.n_tokens is None else max(training.n_tokens, SCALE_TOKENS)
+        return min(min(n_tokens, n_available) * self._row(), MAX_WINDOW_BYTES)
+
+    def _layer_pass(self, columns: int) -> float:
+        """Give what one layer holds at once for a position, when nothing is kept for the way back."""
+        layer, size = self._layer, self._model_dtype
+        is_cast = size != FLOAT32
+        scores = size + FLOAT32 * (2 if is_cast else 1) + size * layer.is_capped
+        attention = 4 * layer.d_attention * size + layer.n_heads * columns * scores * self._is_eager
+        mlp = (3 if layer.family.is_gated else 4) * layer.d_mlp * size
+        return max(attention, mlp) + 3 * self._d_model * FLOAT32
+
+    def _saved_by_layer(self) -> float:
+        """Give what autograd keeps of one layer for a position: the weights are frozen, so no matrix's input.
+
+        Counted in transformers 5.24 with `saved_tensors_hooks`, for each family in both types.
+        """
+        layer, size, columns = self._layer, self._model_dtype, self._config.data.context_length
+        scores = FLOAT32 + size * (size != FLOAT32) + size * layer.is_capped
+        attention = layer.n_heads * columns * scores if self._is_eager else 0
+        if layer.family.is_gated:
+            norms = layer.family.n_norms * self._d_model * FLOAT32
+            heads = 3 * layer.d_attention if self._is_eager else 2 * (layer.d_attention + layer.d_key_value)
+            return attention + norms + (3 * layer.d_mlp + heads) * size
+        n_widths, n_mlp = (6, 4) if layer.family.has_positions else (7, 1)
+        n_widths -= (1 if layer.family.has_positions else 3) * self._is_eager
+        return attention + (n_widths * layer.d_attention + n_mlp * layer.d_mlp) * size
