@@ -162,7 +162,7 @@ def _replacing(loaded: LoadedModel, point: HookPoint, given: Tensor) -> Iterator
     """Let `given` stand at the hook point."""
     with ExitStack() as restore:
         if point.hook == "resid_post":
-            _, layers = decoder_layers(loaded)
+            layers: Any = loaded.model.get_submodule(point.path.rpartition(".")[0])
             for i in range(point.layer + 1):
                 restore.callback(layers.__setitem__, i, layers[i])
                 layers[i] = _StepOver(layers[i], point.n_outputs, given if i == point.layer else None)

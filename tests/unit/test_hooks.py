@@ -18,11 +18,9 @@ from transformers import (
 )
 
 from dmsae.errors import CycleFailed
-from dmsae.hooks import decoder_layers, resolve_hook, run_lower, run_upper
+from dmsae.hooks import decoder_layers, resolve_hook
+from tests.hooked import HOOKS, N_LAYERS, each_family, each_hook, lower, make_input_ids, upper
 from tests.tiny import FAMILIES, VOCAB_SIZE, tiny_family_config, tiny_family_model, tiny_loaded
-
-HOOKS = ("resid_post", "mlp_out", "attn_out")
-N_LAYERS, LENGTH = 4, 14
 
 PATHS = {
     "llama": ("model.layers.1", "model.layers.1.mlp", "model.layers.1.self_attn"),
@@ -37,9 +35,6 @@ PATHS = {
     "gpt2": ("transformer.h.1", "transformer.h.1.mlp", "transformer.h.1.attn"),
 }
 
-each_family = pytest.mark.parametrize("family", FAMILIES)
-each_hook = pytest.mark.parametrize("hook", HOOKS)
-
 
 @pytest.fixture(scope="module")
 def models():
@@ -48,21 +43,7 @@ def models():
 
 @pytest.fixture
 def input_ids():
-    return torch.randint(3, VOCAB_SIZE, (3, LENGTH), generator=torch.Generator().manual_seed(1))
-
-
-def everywhere(input_ids):
-    return torch.ones_like(input_ids, dtype=torch.bool)
-
-
-def lower(loaded, point, input_ids, is_token=None):
-    is_token = everywhere(input_ids) if is_token is None else is_token
-    return run_lower(loaded, point, input_ids=input_ids, is_token=is_token)
-
-
-def upper(loaded, point, input_ids, activations, is_token=None):
-    is_token = everywhere(input_ids) if is_token is None else is_token
-    return run_upper(loaded, point, input_ids=input_ids, is_token=is_token, activations=activations)
+    return make_input_ids()
 
 
 def value_of(output):
@@ -269,65 +250,6 @@ def test_a_layer_that_is_stepped_over_still_answers_for_itself(models, input_ids
     upper(loaded, point, input_ids, lower(loaded, point, input_ids))
     handle.remove()
     assert answers == [(False, attention)]
-
-
-@each_family
-@each_hook
-@pytest.mark.parametrize(("n_left", "n_right"), [(6, 0), (0, 6), (3, 4)])
-def test_padding_left_or_right_changes_nothing_at_tokens(models, family, hook, input_ids, n_left, n_right):
-    loaded = models[family]
-    point = resolve_hook(loaded, layer=2, hook=hook)
-    plain = lower(loaded, point, input_ids)
-    logits = upper(loaded, point, input_ids, plain)
-    n_columns = n_left + LENGTH + n_right
-    padded_ids, is_token = torch.full((3, n_columns), 7), torch.zeros(3, n_columns, dtype=torch.bool)
-    padded_ids[:, n_left : n_left + LENGTH] = input_ids
-    is_token[:, n_left : n_left + LENGTH] = True
-    padded = lower(loaded, point, padded_ids, is_token)
-    padded[~is_token] = math.nan
-    padded_logits = upper(loaded, point, padded_ids, padded, is_token)
-    found = padded[is_token].view_as(plain), padded_logits[is_token].view_as(logits)
-    for one, other in zip(found, (plain, logits), strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5 * other.abs().max().item())
-
-
-@each_family
-@each_hook
-def test_a_context_alone_gives_what_it_gives_among_longer_ones(models, family, hook, input_ids):
-    loaded, lengths = models[family], (3, LENGTH, 8)
-    point = resolve_hook(loaded, layer=2, hook=hook)
-    place = torch.arange(LENGTH)
-    for is_token in (
-        place < torch.tensor(lengths)[:, None],
-        place >= LENGTH - torch.tensor(lengths)[:, None],
-    ):
-        together = lower(loaded, point, input_ids, is_token)
-        logits = upper(loaded, point, input_ids, together, is_token)
-        for row in range(len(lengths)):
-            ids = input_ids[row, is_token[row]][None]
-            alone = lower(loaded, point, ids)
-            for one, other in (
-                (together[row, is_token[row]], alone[0]),
-                (logits[row, is_token[row]], upper(loaded, point, ids, alone)[0]),
-            ):
-                torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5 * other.abs().max().item())
-
-
-@each_family
-def test_what_is_not_finite_at_padding_reaches_no_gradient(models, family, input_ids):
-    loaded = models[family]
-    point = resolve_hook(loaded, layer=1, hook="resid_post")
-    is_token = torch.arange(LENGTH).expand(3, -1) >= 5
-    gradients = []
-    for rubbish in (math.nan, math.inf, 0.0):
-        activations = lower(loaded, point, input_ids, is_token)
-        activations[~is_token] = rubbish
-        activations.requires_grad_()
-        loss = upper(loaded, point, input_ids, activations, is_token)[is_token].logsumexp(-1).sum()
-        gradients += torch.autograd.grad(loss, activations)
-    assert gradients[0][is_token].isfinite().all()
-    assert torch.equal(gradients[0], gradients[2])
-    assert torch.equal(gradients[1], gradients[2])
 
 
 def test_both_soft_caps_of_gemma_act_in_what_runs(input_ids):
