@@ -48,8 +48,6 @@ def test_a_server_on_path_serves_without_the_wheel(
         assert f"started as {server}" in (tmp_path / "log").read_text()
         with redis.Redis.from_url(valkey.url()) as client:
             assert client.ping()
-        with redis.Redis(port=valkey.port) as stranger, pytest.raises(redis.AuthenticationError):
-            stranger.ping()
     finally:
         child.stop()
     assert not child.is_alive()
