@@ -37,10 +37,6 @@ class Documents(Protocol):
     def identity(self) -> str:
         """Name all that decides which documents there are, without reading them."""
 
-    @property
-    def is_ordered_by_hash(self) -> bool:
-        """Whether the order says nothing of where a document comes from."""
-
     def check(self) -> None:
         """Read up to the first row that is text.
 
@@ -72,8 +68,6 @@ def open_documents(
 class BuiltinDocuments:
     """The built-in text: documents without duplicates, ordered by their digest."""
 
-    is_ordered_by_hash = True
-
     def __init__(self, text: BuiltinText) -> None:
         if text.name != "python-topics":
             raise CycleFailed(
@@ -95,8 +89,6 @@ class FileDocuments:
 
     Duplicates have one digest, so they lie in one part.
     """
-
-    is_ordered_by_hash = False
 
     def __init__(
         self,

@@ -56,8 +56,6 @@ def json_lines(rows: Iterable[Any]) -> bytes:
 class GivenDocuments:
     """Documents that are given, with a row skipped on the way; `n_read` counts how often they were read."""
 
-    is_ordered_by_hash = False
-
     def __init__(self, texts: Sequence[str], *, identity: str = "given", n_null: int = 0) -> None:
         self.texts, self.identity, self.n_null, self.n_read = texts, identity, n_null, 0
 

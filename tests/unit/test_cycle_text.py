@@ -2,6 +2,7 @@
 
 import json
 
+import huggingface_hub
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -13,6 +14,7 @@ from dmsae.cycle_text import MARGIN, tokens_needed
 from dmsae.errors import CycleFailed
 from dmsae.hooks import resolve_hook, run_lower
 from dmsae.stream import Order, TokenStream
+from tests.fake_hub import REVISION, fake_hub
 from tests.texts import json_lines, passages, write_bytes, write_rows
 from tests.tiny import save_tiny_model, tiny_config, tiny_loaded, tiny_spec
 
@@ -231,6 +233,23 @@ def test_a_cycle_runs_on_stored_objects(model, rows, tmp_path):
     assert same.events["rows_skipped"][1]["null"] == 1
     for name, expected in weights(tmp_path / "same").items():
         assert torch.equal(weights(tmp_path / "out")[name], expected)
+
+
+def test_a_dataset_of_the_hub_is_asked_for_once_for_all_cycles(model, rows, tmp_path, monkeypatch):
+    text = {"source": "hub", "id": "lab/text", "revision": REVISION, "files": ["*.zst"]}
+    spec = spec_of(model, text)
+    with fake_hub() as hub:
+        monkeypatch.setenv("HF_ENDPOINT", hub.url)
+        hub.add("lab/text", rows.parent, kind="datasets")
+        first = harvested(spec, tmp_path)
+        assert hub.seen
+        hub.seen.clear()
+        again = harvested(spec, tmp_path)
+        assert not hub.seen
+        huggingface_hub.close_session()
+    assert again.survey == first.survey
+    assert first.n_rows_skipped == {"null": 1, "not_json": 1, "one_token": 1}
+    assert first.n_documents == 250
 
 
 @pytest.fixture(scope="module")
