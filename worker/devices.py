@@ -58,7 +58,8 @@ def _find_gpu(name: str, index: int, visible: str | None, nvml: Any) -> Device:
         raise _refuse(name, f"must be one of the GPUs that this process sees: {seen}{within}")
     handle = handles[index]
     uuid = nvml.nvmlDeviceGetUUID(handle)
-    return Device(name, uuid, nvml.nvmlDeviceGetName(handle), _memory_bytes(handle, nvml), uuid)
+    slot = uuid.replace("/", "-")  # older drivers name a MIG slice by a path
+    return Device(name, slot, nvml.nvmlDeviceGetName(handle), _memory_bytes(handle, nvml), uuid)
 
 
 def _visible_handles(visible: str | None, nvml: Any) -> list[Any]:

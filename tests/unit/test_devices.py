@@ -57,7 +57,7 @@ class FakeNvml:
         return UUIDS[index]
 
     def nvmlDeviceGetHandleByUUID(self, uuid: str) -> str:
-        if uuid != "MIG-ccc1":
+        if uuid not in ("MIG-ccc1", "MIG-GPU-aaa1-x/1/0"):
             raise pynvml.NVMLError(pynvml.NVML_ERROR_NOT_FOUND)
         return uuid
 
@@ -129,6 +129,11 @@ def test_an_index_counts_what_cuda_would_see_and_becomes_the_uuid_that_the_train
 def test_a_device_beyond_those_present_is_refused_with_those_that_are_there(nvml: FakeNvml) -> None:
     said = refusal(lambda: find_device("cuda:99", {}, nvml=nvml))
     assert said.endswith("this process sees: cuda:0, cuda:1, cuda:2")
+
+
+def test_a_slice_that_is_named_by_a_path_still_makes_a_file_name(nvml: FakeNvml) -> None:
+    device = find_device("cuda:0", {"CUDA_VISIBLE_DEVICES": "MIG-GPU-aaa1-x/1/0"}, nvml=nvml)
+    assert (device.slot, device.visible_devices) == ("MIG-GPU-aaa1-x-1-0", "MIG-GPU-aaa1-x/1/0")
 
 
 def test_gpus_that_a_cgroup_hides_are_not_counted() -> None:
