@@ -7,9 +7,9 @@ import torch
 
 from dmsae.activations import Harvester, Scale, Windows, collect, lay_windows, measure_scale, survey
 from dmsae.config import ActivationConfig
+from dmsae.contexts import Contexts
 from dmsae.errors import CycleFailed
 from dmsae.hooks import resolve_hook, run_lower
-from dmsae.contexts import Contexts
 from dmsae.window_files import KEPT_FOLDERS, open_window_files
 from tests.tiny import tiny_loaded
 

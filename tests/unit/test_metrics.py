@@ -230,7 +230,8 @@ def test_a_loss_that_is_not_finite_fails_the_cycle(model, batch):
 
 def test_measuring_changes_neither_the_sae_nor_the_batch(model, batch):
     sae = random_sae(n_core=2)
-    before, resid = {k: v.clone() for k, v in vars(sae).items() if isinstance(v, Tensor)}, batch.activations.clone()
+    before = {k: v.clone() for k, v in vars(sae).items() if isinstance(v, Tensor)}
+    activations = batch.activations.clone()
     run([batch], model, sae, previous=core_of(sae, [0, 1]))
     assert all(torch.equal(getattr(sae, name), tensor) for name, tensor in before.items())
-    assert torch.equal(batch.activations, resid)
+    assert torch.equal(batch.activations, activations)
