@@ -67,7 +67,7 @@ SUMMARY: dict[str, Any] = {
     "preset": "demo",
     "run": 1,
     "version": 37,
-    "spec_version": 1,
+    "spec_version": 2,
     "created_at": MOMENT,
     "started_at": MOMENT,
     "finished_at": None,
@@ -77,7 +77,19 @@ SUMMARY: dict[str, Any] = {
     "links": {"self": f"/jobs/{JOB_ID}", "lineage": f"/distillations/{JOB_ID}/lineage"},
 }
 
-JOB = {**SUMMARY, "config": CONFIG}
+IN_USE = {
+    "model_revision": "2f3e5f2b6f8a0d4c9b1e7a6d5c4b3a29181706f5e4d3c2b1a09f8e7d6c5b4a39",
+    "model_type": "llama",
+    "model_dtype": "float32",
+    "attention": "sdpa",
+    "device": "cpu",
+    "path": "model.layers.10",
+    "hook": "resid_post",
+    "layer": 10,
+    "n_layers": 30,
+    "d_model": 576,
+}
+JOB = {**SUMMARY, "config": CONFIG, "in_use": IN_USE}
 JOB_LIST: dict[str, Any] = {"items": [SUMMARY], "next_cursor": None}
 
 DRY_RUN: dict[str, Any] = {

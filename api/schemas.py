@@ -81,12 +81,11 @@ class JobSummary(Answer):
     @classmethod
     def of(cls, view: JobView) -> Self:
         """Show a job."""
-        names = cls.model_fields.keys() - {"owner", "state_reason", "stored_bytes", "progress", "links"}
+        seen = cls.model_fields.keys() & {"owner", "state_reason", "stored_bytes", "in_use"}
+        stored = cls.model_fields.keys() - seen - {"progress", "links"}
         return cls(
-            **{name: getattr(view.job, name) for name in names},
-            owner=view.owner,
-            state_reason=view.state_reason,
-            stored_bytes=view.stored_bytes,
+            **{name: getattr(view.job, name) for name in stored},
+            **{name: getattr(view, name) for name in seen},
             progress=ProgressOut.model_validate(view.progress),
             links=_links(view.job.id, view.job.kind),
         )
@@ -99,6 +98,9 @@ class JobOut(JobSummary):
 
     config: dict[str, Any]
     """Every setting, as the trainer gets it."""
+    in_use: dict[str, Any] | None
+    """What the trainer really loaded (model_revision, model_type, model_dtype, attention, device, n_layers,
+    d_model) and the path of the module whose output it takes; null before the first cycle has."""
 
 
 class JobList(Answer):

@@ -9,10 +9,14 @@ from typing import Any
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
-from dmsae.service.tables import FINAL_JOB_STATES, Artifact, Attempt, Cycle, Job, Owner, Worker
+from dmsae.service.tables import FINAL_JOB_STATES, Artifact, Attempt, Cycle, Event, Job, Owner, Worker
 
 ALIVE = timedelta(seconds=60)
 """A worker that was not seen for longer does not count."""
+
+
+TOLD_BY_TRAINERS = ("model_loaded", "hook_resolved")
+"""Events that say what a trainer really uses."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +47,8 @@ class JobView:
     state_reason: str | None
     stored_bytes: int
     """Of all artifacts of its finished cycles."""
+    in_use: dict[str, Any] | None
+    """What its trainers really loaded and where they cut it; null before the first has."""
 
     @property
     def is_decided_by_version(self) -> bool:
@@ -58,6 +64,7 @@ class _Surroundings:
     positions: dict[str, int]
     owners: dict[str, str]
     stored_bytes: dict[str, int]
+    in_use: dict[str, dict[str, Any]]
     live_classes: set[str]
 
 
@@ -104,8 +111,22 @@ def _surroundings(session: Session, job_ids: list[str]) -> _Surroundings:
         positions=_queue_positions(session, job_ids),
         owners={row.id: row.name for row in owners},
         stored_bytes={row.job_id: int(row.size_bytes) for row in stored},
+        in_use=_in_use(session, job_ids),
         live_classes=set(session.scalars(live.distinct())),
     )
+
+
+def _in_use(session: Session, job_ids: list[str]) -> dict[str, dict[str, Any]]:
+    """Put together what trainers told; the last one counts."""
+    told = session.execute(
+        select(Event.job_id, Event.data)
+        .where(Event.job_id.in_(job_ids), Event.kind.in_(TOLD_BY_TRAINERS))
+        .order_by(Event.job_id, Event.seq)
+    )
+    in_use: dict[str, dict[str, Any]] = defaultdict(dict)
+    for row in told:
+        in_use[row.job_id].update(row.data)
+    return in_use
 
 
 def _queue_positions(session: Session, job_ids: list[str]) -> dict[str, int]:
@@ -137,7 +158,12 @@ def _view(job: Job, around: _Surroundings) -> JobView:
     )
     reason = _reason(job, current, progress, around)
     return JobView(
-        job, around.owners[job.id], progress, reason, stored_bytes=around.stored_bytes.get(job.id, 0)
+        job,
+        around.owners[job.id],
+        progress,
+        reason,
+        stored_bytes=around.stored_bytes.get(job.id, 0),
+        in_use=around.in_use.get(job.id),
     )
 
 
