@@ -43,7 +43,7 @@ contracts: $(VENV)/.dev  ## Check which room may import which
 
 interop: $(VENV)/.dev  ## Open our folders in SAELens and dictionary_learning, in an environment of their own
 	$(BIN)/python -m tests.interop.environment
-	$(BIN)/python -m pytest tests/interop
+	DMSAE_INTEROP=required $(BIN)/python -m pytest tests/interop
 
 check: lint types contracts interop  ## All of the above, and the tests with branch coverage
 	$(MAKE) test PYTEST_ARGS="--ignore=tests/interop --cov --cov-report=term-missing:skip-covered $(PYTEST_ARGS)"
