@@ -102,6 +102,7 @@ DRY_RUN: dict[str, Any] = {
             "n_core": 0,
             "prefix_widths": [128, 256, 512, 768, 1024],
             "stored_bytes": 5_461_730,
+            "gpu_hours": None,
         },
         {
             "cycle_index": 1,
@@ -109,10 +110,13 @@ DRY_RUN: dict[str, Any] = {
             "n_core": 128,
             "prefix_widths": [256, 384, 640, 896, 1024],
             "stored_bytes": 6_203_114,
+            "gpu_hours": None,
         },
     ],
-    "memory": {"value": 1.95e9, "unit": "bytes", "source": "Computed for float32: ..."},
+    "memory": {"value": 2_565_092_127, "unit": "bytes", "source": "Computed from what the trainer keeps ..."},
+    "host_memory": {"value": None, "unit": "bytes", "source": "The device is the machine's CPU: ..."},
     "time": {"value": None, "unit": "s", "source": "No estimate: ..."},
+    "gpu_hours": {"value": None, "unit": "h", "source": "No estimate: ..."},
     "retention_days": None,
 }
 

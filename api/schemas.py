@@ -136,6 +136,8 @@ class CycleWidths(Answer):
     prefix_widths: list[int]
     stored_bytes: int | None
     """At most what it will store; null while the model's width is not known."""
+    gpu_hours: float | None
+    """What it would compute on one GPU, by arithmetic; null on a CPU, or where too little is known."""
 
 
 class DryRunOut(Answer):
@@ -147,7 +149,13 @@ class DryRunOut(Answer):
     max_core: int
     cycles: list[CycleWidths]
     memory: Quantity
+    """Of the device, at its peak; on a CPU the whole process."""
+    host_memory: Quantity
+    """Of the machine, beside a GPU."""
     time: Quantity
+    """Of all cycles, one after the other."""
+    gpu_hours: Quantity
+    """The same in hours of one GPU."""
     retention_days: int | None
     """Days after its end until the job would be deleted; null: never."""
 

@@ -21,8 +21,9 @@ CUDA_PROCESS_BYTES = 3 * GIB
 CUDA_CONTEXT_BYTES = GIB // 2
 """What a CUDA context and its libraries take on the device. Not measured."""
 ALLOCATOR_LOSS = 0.18
-"""Share of many small pieces that the C library loses between them: 2% to 35% measured, torch's tensors of a
-few MiB with shorter-lived ones between them."""
+"""Share of many pieces of a few MiB that the C library loses between them on a CPU; 2% to 35% measured."""
+ALLOCATOR_HOLDS = 0.75
+"""Share of such pieces that it holds on to once they are freed; 50% to 100% measured."""
 MAX_WINDOW_BYTES = 2 * GIB
 """`MAX_RESIDENT_BYTES` of the trainer: harvested windows beyond it are harvested again."""
 SCALE_TOKENS = 100_000
@@ -75,6 +76,12 @@ def peak_memory(config: DistillationConfig, facts: ModelFacts) -> Peak | None:
     return Peak(round(CUDA_CONTEXT_BYTES + phases[phase].device), round(CUDA_PROCESS_BYTES + host), phase)
 
 
+def is_resident(config: DistillationConfig, facts: ModelFacts) -> bool:
+    """Tell whether the training activations of a cycle stay in memory, so that they are harvested once."""
+    n_tokens = config.training.n_tokens
+    return n_tokens is not None and n_tokens * (facts.d_model or 0) * FLOAT32 <= MAX_WINDOW_BYTES
+
+
 class _Sizes:
     """The tensors of a cycle, in bytes."""
 
@@ -124,18 +131,16 @@ class _Sizes:
 
     def attributing(self) -> Need:
         """What the upper layers keep for the way back, and three times the logits."""
-        positions = self._positions()
-        graph = positions * self._n_upper * self._saved_by_layer()
-        return Need(
-            self._measuring() + graph * (1 + ALLOCATOR_LOSS * self._is_cpu) + 3 * self._logits(),
-            self._kept(),
-        )
+        pieces, scores = self._graph()
+        lost = ALLOCATOR_LOSS * pieces * self._is_cpu
+        return Need(self._measuring() + pieces + scores + lost + 3 * self._logits(), self._kept())
 
     def evaluating(self) -> Need:
         """Log-probabilities without and with the SAE, and two copies in between."""
         columns = self._config.data.context_length
         passing = self._positions() * self._layer_pass(columns)
-        return Need(self._measuring() + passing + 4 * self._logits(), self._kept())
+        held = ALLOCATOR_HOLDS * self._graph()[0] * self._is_cpu
+        return Need(self._measuring() + passing + held + 4 * self._logits(), self._kept())
 
     def _model(self) -> float:
         return self._n_parameters * self._model_dtype
@@ -190,18 +195,20 @@ class _Sizes:
         mlp = (3 if layer.family.is_gated else 4) * layer.d_mlp * size
         return max(attention, mlp) + 3 * self._d_model * FLOAT32
 
-    def _saved_by_layer(self) -> float:
-        """Give what autograd keeps of one layer for a position: the weights are frozen, so no matrix's input.
+    def _graph(self) -> tuple[float, float]:
+        """Give what autograd keeps of one pass: vectors of each position, and eager attention's scores.
 
-        Counted in transformers 5.24 with `saved_tensors_hooks`, for each family in both types.
+        The weights are frozen, so no matrix's input is kept. Counted in transformers 5.24 with
+        `saved_tensors_hooks`, for each family in both types.
         """
         layer, size, columns = self._layer, self._model_dtype, self._config.data.context_length
-        scores = FLOAT32 + size * (size != FLOAT32) + size * layer.is_capped
-        attention = layer.n_heads * columns * scores if self._is_eager else 0
         if layer.family.is_gated:
-            norms = layer.family.n_norms * self._d_model * FLOAT32
             heads = 3 * layer.d_attention if self._is_eager else 2 * (layer.d_attention + layer.d_key_value)
-            return attention + norms + (3 * layer.d_mlp + heads) * size
-        n_widths, n_mlp = (6, 4) if layer.family.has_positions else (7, 1)
-        n_widths -= (1 if layer.family.has_positions else 3) * self._is_eager
-        return attention + (n_widths * layer.d_attention + n_mlp * layer.d_mlp) * size
+            vectors = layer.family.n_norms * self._d_model * FLOAT32 + (3 * layer.d_mlp + heads) * size
+        elif layer.family.has_positions:
+            vectors = ((5 if self._is_eager else 6) * layer.d_attention + 4 * layer.d_mlp) * size
+        else:
+            vectors = ((4 if self._is_eager else 7) * layer.d_attention + layer.d_mlp) * size
+        scores = FLOAT32 + size * (size != FLOAT32) + size * layer.is_capped
+        passed = self._positions() * self._n_upper
+        return passed * vectors, passed * layer.n_heads * columns * scores * self._is_eager
