@@ -133,7 +133,7 @@ def _run(arguments: argparse.Namespace, report: LineReport) -> None:
 def _is_out_of_memory(error: Exception) -> bool:
     if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM):
         return True
-    # torch's CPU allocator has neither a class nor a code for it; its GPU's has a class, but torch may be unloaded
+    # torch's CPU allocator has neither a class nor a code for it; torch may be unloaded here
     is_gpu = type(error).__name__ == "OutOfMemoryError"
     return isinstance(error, RuntimeError) and (is_gpu or "can't allocate memory" in str(error))
 
