@@ -60,7 +60,7 @@ class JobSummary(Answer):
     state_reason: str | None
     """One sentence: why it waits, or why it ended as it did."""
     error: dict[str, Any] | None
-    """code, message, param, retryable, if it failed."""
+    """code, message, param, retryable, if it failed; `cause`, the last code, after too many attempts."""
     held: bool
     group_id: str | None
     preset: str | None

@@ -5,9 +5,10 @@ Settings are refused here, before anything is queued, with field, value and rule
 """
 
 import hashlib
+import re
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
 SPEC_VERSION = 2
@@ -57,7 +58,17 @@ HubId = Annotated[
 ]
 """Name of a repository on the Hugging Face Hub, `owner/name`."""
 
-HubRevision = Annotated[str, Field(pattern=r"^[0-9a-f]{40}$")]
+
+def _commit(revision: str) -> str:
+    if re.fullmatch("[0-9a-f]{40}", revision) is None:
+        rule = (
+            "must be the full hash of a commit (40 hexadecimal digits): a branch may mean other bits tomorrow"
+        )
+        raise PydanticCustomError("commit", rule)
+    return revision
+
+
+HubRevision = Annotated[str, AfterValidator(_commit), Field(json_schema_extra={"pattern": "^[0-9a-f]{40}$"})]
 """Full hash of a commit: a branch would mean other bits tomorrow."""
 
 

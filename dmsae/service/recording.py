@@ -92,7 +92,8 @@ def record_failure(session: Session, held: Held, *, code: str, message: str, par
 def record_crash(session: Session, held: Held, *, code: str, message: str, policy: RetryPolicy) -> str:
     """Record that an attempt broke off without an answer: queue its cycle again, or fail it after too many.
 
-    `code` is `crashed`, `lease_expired` or `store_unavailable`. Gives the outcome of the attempt.
+    `code` is one of the retryable ones of `FAILURES`; after too many it stands as the error's `cause`.
+    Gives the outcome of the attempt.
 
     Raises:
         StaleAttempt: another attempt took its place; nothing is recorded.
@@ -112,7 +113,8 @@ def record_crash(session: Session, held: Held, *, code: str, message: str, polic
     tell(session, held, "attempt_crashed", error["message"], data={"code": code, "n_failed": n_failed})
     if n_failed >= policy.max_attempts:
         told = f"All {n_failed} attempts broke off; the last: {message}"
-        _fail(session, held, error=_error("attempts_exhausted", told, None), outcome="crashed")
+        exhausted = {**_error("attempts_exhausted", told, None), "cause": code}
+        _fail(session, held, error=exhausted, outcome="crashed")
         return "crashed"
     close_attempt(session, held, "crashed", error=error)
     wait = timedelta(seconds=policy.backoff_s * 2 ** (n_failed - 1))

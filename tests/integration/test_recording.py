@@ -227,7 +227,7 @@ def test_crashes_are_tried_again_until_too_many(bench: Bench) -> None:
     with bench.database.session_scope() as session:
         error = session.get_one(Job, bench.job_id).error
         assert error is not None
-        assert error["code"] == "attempts_exhausted"
+        assert (error["code"], error["cause"]) == ("attempts_exhausted", "crashed")
         assert outcomes(session, bench.job_id) == ["crashed"] * 3
 
 
