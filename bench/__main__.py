@@ -1,8 +1,9 @@
-"""`make bench`: run the demo once, in a data folder of its own, and print what each of its phases took.
+"""`make bench`: what the phases of the demo took, and how much memory cycles take beside their estimates.
 
-One JSON object a line: name, value, unit, against, ratio, spread. `ratio` is the share of the whole demo;
-`spread` is the smallest and largest cycle, where a phase belongs to cycles. `ROWS=demo.training,...` prints
-some rows only.
+One JSON object a line: name, value, unit, against, ratio, spread. The demo is run once, in a data folder of
+its own; `ratio` is the share of the whole demo, `spread` the smallest and largest cycle, where a phase
+belongs to cycles. The rows of memory are explained in `memory.py`. `ROWS=demo.training,memory,...` runs and
+prints some rows only, or some groups.
 """
 
 import json
@@ -12,19 +13,35 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from bench.memory import memory_rows
+
 
 def main(wanted: list[str]) -> int:
-    """Run the demo and print its rows; the exit status is the demo's."""
+    """Print the rows that are wanted, all if none is named; the exit status is the demo's."""
+
+    def is_wanted(name: str) -> bool:
+        return not wanted or name in wanted or name.split(".")[0] in wanted
+
+    if not wanted or any(name.split(".")[0] == "demo" for name in wanted):
+        status, found = run_demo()
+        if status:
+            return status
+        for row in found:
+            if is_wanted(row["name"]):
+                _print(row)
+    for row in memory_rows(is_wanted):
+        _print(row)
+    return 0
+
+
+def run_demo() -> tuple[int, list[dict[str, Any]]]:
+    """Run the demo; give its exit status and its rows."""
     with tempfile.TemporaryDirectory(prefix="dmsae-bench-") as folder:
         command = [sys.executable, "-m", "dmsae.cli", "demo", "--data", folder]
         status = subprocess.run(command, stdout=sys.stderr, check=False).returncode
         if status:
-            return status
-        report = json.loads((Path(folder) / "demo" / "report.json").read_text())
-    for row in rows(report):
-        if not wanted or row["name"] in wanted:
-            sys.stdout.write(json.dumps(row) + "\n")
-    return 0
+            return status, []
+        return 0, rows(json.loads((Path(folder) / "demo" / "report.json").read_text()))
 
 
 def rows(report: dict[str, Any]) -> list[dict[str, Any]]:
@@ -47,6 +64,11 @@ def _row(name: str, seconds: list[float], total_s: float) -> dict[str, Any]:
         "ratio": round(value / total_s, 4),
         "spread": [round(min(seconds), 2), round(max(seconds), 2)],
     }
+
+
+def _print(row: dict[str, Any]) -> None:
+    sys.stdout.write(json.dumps(row) + "\n")
+    sys.stdout.flush()
 
 
 if __name__ == "__main__":

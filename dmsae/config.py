@@ -432,14 +432,3 @@ PRESETS: dict[str, dict[str, Any]] = {
     },
 }
 """Named overrides, all ours (METHOD, Presets)."""
-
-BUILTIN_MODELS: dict[str, dict[str, int]] = {
-    "smollm2-135m": {
-        "n_layers": 30,
-        "d_model": 576,
-        "n_positions": 8192,
-        "n_vocab": 49_152,
-        "n_parameters": 134_515_008,
-    }
-}
-"""What is known of the built-in models without opening them."""

@@ -101,15 +101,15 @@ class _Sizes:
         return Need(self._model(), self._n_parameters * self._stored_dtype if is_copied else 0)
 
     def harvesting(self) -> Need:
-        """The lower layers on one batch, and the window that is being joined, twice."""
+        """The lower layers on one batch beside the last one; or its rows, picked; or a window, joined."""
         columns = self._config.data.context_length
         batch = self._config.activations.model_batch_contexts * columns
         window = self._config.activations.shuffle_window_contexts * columns * self._row()
-        # one batch's activations, their kept rows, and their norms' squares
-        return Need(
-            self._model() + batch * (self._layer_pass(columns) + 3 * FLOAT32 * self._d_model),
-            self._kept() + min(window, self._windows()) + 3 * batch * self._row(),
-        )
+        passing = batch * self._layer_pass(columns)
+        if not self._is_cpu:
+            return Need(self._model() + passing, self._kept() + max(3 * batch * self._row(), window))
+        most = max(passing + batch * self._row(), 3 * batch * self._row(), min(window, self._windows()))
+        return Need(self._model() + most, self._kept())
 
     def training(self) -> Need:
         """Weights, gradients and Adam's moments, and the batch at its widest.
@@ -131,16 +131,19 @@ class _Sizes:
 
     def attributing(self) -> Need:
         """What the upper layers keep for the way back, and three times the logits."""
+        n_tokens = self._config.attribution.n_tokens
         pieces, scores = self._graph()
         lost = ALLOCATOR_LOSS * pieces * self._is_cpu
-        return Need(self._measuring() + pieces + scores + lost + 3 * self._logits(), self._kept())
+        most = self._measuring(n_tokens) + pieces + scores + lost + 3 * self._logits(n_tokens)
+        return Need(most, self._kept())
 
     def evaluating(self) -> Need:
         """Log-probabilities without and with the SAE, and two copies in between."""
-        columns = self._config.data.context_length
-        passing = self._positions() * self._layer_pass(columns)
+        n_tokens = self._config.evaluation.n_tokens
+        passing = self._positions(n_tokens) * self._layer_pass(self._config.data.context_length)
         held = ALLOCATOR_HOLDS * self._graph()[0] * self._is_cpu
-        return Need(self._measuring() + passing + held + 4 * self._logits(), self._kept())
+        most = self._measuring(n_tokens) + passing + held + 4 * self._logits(n_tokens)
+        return Need(most, self._kept())
 
     def _model(self) -> float:
         return self._n_parameters * self._model_dtype
@@ -153,24 +156,24 @@ class _Sizes:
         """Give the bytes of one activation vector."""
         return FLOAT32 * self._d_model
 
-    def _positions(self) -> int:
+    def _positions(self, n_tokens: int) -> int:
         """Give the positions of one pass through the upper layers: whole contexts, of one batch."""
         columns = self._config.data.context_length
         n_rows = min(max(1, UPPER_POSITIONS // columns), self._config.activations.model_batch_contexts)
-        return n_rows * columns
+        return min(n_rows, -(-n_tokens // columns) + 1) * columns
 
-    def _logits(self) -> float:
+    def _logits(self, n_tokens: int) -> float:
         """Give one float32 copy of the logits of a pass."""
-        return self._positions() * self._n_vocab * FLOAT32
+        return self._positions(n_tokens) * self._n_vocab * FLOAT32
 
-    def _measuring(self) -> float:
+    def _measuring(self, n_tokens: int) -> float:
         """Give what attribution and evaluation share: model, SAE, and the SAE's view of one pass.
 
         A cap on the final logits keeps two more copies of them, in the model's type.
         """
-        capped = 2 * self._positions() * self._n_vocab * self._model_dtype * self._layer.is_capped_at_end
-        acts = self._positions() * self._config.sae.n_latents * 2.25 * FLOAT32
-        return self._model() + self._sae() + acts + capped
+        capped = 2 * self._n_vocab * self._model_dtype * self._layer.is_capped_at_end
+        acts = 2.25 * self._config.sae.n_latents * FLOAT32
+        return self._model() + self._sae() + self._positions(n_tokens) * (acts + capped)
 
     def _kept(self) -> float:
         """Give what stays from the harvest to the end: windows, and the batches of the two other parts."""
@@ -210,5 +213,5 @@ class _Sizes:
         else:
             vectors = ((4 if self._is_eager else 7) * layer.d_attention + layer.d_mlp) * size
         scores = FLOAT32 + size * (size != FLOAT32) + size * layer.is_capped
-        passed = self._positions() * self._n_upper
+        passed = self._positions(self._config.attribution.n_tokens) * self._n_upper
         return passed * vectors, passed * layer.n_heads * columns * scores * self._is_eager
