@@ -80,8 +80,8 @@ SMALL: dict[str, Any] = {
 
 
 @pytest.mark.parametrize(
-    ("n_vocab", "changes", "phase"),
-    [(512, WIDE, "training"), (60_000, {"sae": {"block_widths": [128]}}, "evaluating")],
+    ("n_vocab", "sae", "phase"),
+    [(512, {"n_latents": 24_576}, "training"), (60_000, {"block_widths": [128]}, "evaluating")],
 )
 def test_the_estimated_peak_is_within_a_fifth_of_the_measured_one(
     tmp_path: Path, n_vocab: int, sae: dict[str, Any], phase: str
