@@ -1,7 +1,8 @@
-"""How is one SAE trained: the loop, the optimiser, which latents are dead?
+"""How is one SAE trained: the loop, which latents are dead, what a step shows?
 
-The losses are in `losses.py`, which latents are active is in `sparsity.py`. Where activations come from is
-left to the stream, when to report or to stop to the caller.
+The losses are in `losses.py`, which latents are active is in `sparsity.py`. How a step is computed is left to
+`sparse_step.py` and `plain_step.py`, where activations come from to the stream, when to report or to stop to
+the caller.
 """
 
 import copy
@@ -15,14 +16,15 @@ from torch import Tensor
 
 from dmsae.config import DistillationConfig, TrainingConfig
 from dmsae.errors import CycleFailed, DmsaeError
-from dmsae.losses import Losses, dead_latent_loss, reconstruction_losses, total_loss, variance
+from dmsae.losses import Losses, total_loss, variance
+from dmsae.plain_step import PlainStep
 from dmsae.randomness import named_generator
-from dmsae.sae import Core, MatryoshkaSae, decode_prefixes, init_sae, normalise_rows_
+from dmsae.sae import Core, MatryoshkaSae, init_sae
+from dmsae.sparse_step import SparseStep
 from dmsae.sparsity import Calibration, Sparsity, calibrate
+from dmsae.steps import Selected, Step
 
 CPU = torch.device("cpu")
-ADAM_BETAS = (0.9, 0.999)
-"""METHOD 6."""
 MAX_WARMUP_STEPS = 1000
 """Warm-up where none is given: this or 2% of the steps, the smaller (METHOD 6)."""
 MAX_DEAD_AFTER_TOKENS = 10_000_000
@@ -90,15 +92,11 @@ def learning_rate(config: TrainingConfig, step: int, *, n_steps: int) -> float:
     return config.lr * min(rise, fall)
 
 
-def remove_radial_gradient_(W_dec: Float[Tensor, "n_latents d_model"]) -> None:
-    """Remove the gradient's component along each decoder row; rows have unit norm.
-
-    Mutates: `W_dec.grad`.
-    """
-    if W_dec.grad is not None:
-        rows = W_dec.detach()
-        along = (W_dec.grad * rows).sum(dim=1, keepdim=True)
-        W_dec.grad.addcmul_(along, rows, value=-1)
+def make_step(start: MatryoshkaSae, config: DistillationConfig, *, device: torch.device) -> Step:
+    """Make what trains `start` on `device`, as `training.step` says; a GPU takes the plain step."""
+    if config.training.step == "plain" or device.type != "cpu":
+        return PlainStep(start.to(device), config)
+    return SparseStep(start, config)
 
 
 class Trained(NamedTuple):
@@ -136,25 +134,18 @@ class Trainer:
         self._batch_tokens, d_model = first_batch.shape
         generator = named_generator(seed, "sae_start")
         start = init_sae(config.sae, d_model, core=core, first_batch=first_batch, generator=generator)
-        start = start.to(device)
-        self._n_core, self._prefix_widths = start.n_core, start.prefix_widths
         self._sparsity = Sparsity.of(config.sae, n_core=start.n_core)
-        # the core's encoder vectors are no parameter: no gradient, no share of the clip norm, no drift
-        self._core_W_enc = start.W_enc[:, : start.n_core].contiguous()
-        self._parameters = {
-            "W_enc": start.W_enc[:, start.n_core :].contiguous().requires_grad_(),
-            "b_enc": start.b_enc.requires_grad_(),
-            "W_dec": start.W_dec.requires_grad_(),
-            "b_dec": start.b_dec.requires_grad_(),
-        }
-        self._optimizer = torch.optim.Adam(
-            self._parameters.values(), lr=config.training.lr, betas=ADAM_BETAS, fused=True
-        )
+        self._n_core = start.n_core
+        self._stepper = make_step(start, config, device=device)
         self._dead_after_tokens = config.training.dead_after_tokens or max(
             1, min(MAX_DEAD_AFTER_TOKENS, self.n_steps * self._batch_tokens // 10)
         )
         self._tokens_since_selected = torch.zeros(config.sae.n_latents, dtype=torch.int64, device=device)
         self._n_clipped, self._n_budget = 0, 0
+
+    @property
+    def _parameters(self) -> dict[str, Tensor]:
+        return self._stepper.parameters
 
     def run(self) -> Iterator[Progress]:
         """Train to the end, from wherever training stands; may be left and called again after any step.
@@ -187,16 +178,7 @@ class Trainer:
 
     def sae(self) -> MatryoshkaSae:
         """Copy the SAE as it stands, without a threshold (all 0)."""
-        W_enc, b_enc, W_dec, b_dec = (parameter.detach().clone() for parameter in self._parameters.values())
-        return MatryoshkaSae(
-            W_enc=torch.cat([self._core_W_enc, W_enc], dim=1),
-            b_enc=b_enc,
-            W_dec=W_dec,
-            b_dec=b_dec,
-            threshold=torch.zeros_like(b_enc),
-            prefix_widths=list(self._prefix_widths),
-            n_core=self._n_core,
-        )
+        return self._stepper.sae()
 
     def state_dict(self) -> dict[str, Any]:
         """Copy all that decides how training goes on, the stream's position included."""
@@ -206,8 +188,7 @@ class Trainer:
                 "n_clipped": self._n_clipped,
                 "n_budget": self._n_budget,
                 "tokens_since_selected": self._tokens_since_selected,
-                "parameters": {name: parameter.detach() for name, parameter in self._parameters.items()},
-                "optimizer": self._optimizer.state_dict(),
+                **self._stepper.state_dict(),
                 "stream": self._stream.state_dict(),
             }
         )
@@ -218,56 +199,33 @@ class Trainer:
         self.step = state["step"]
         self._n_clipped, self._n_budget = state["n_clipped"], state["n_budget"]
         self._tokens_since_selected = state["tokens_since_selected"].to(self._device)
-        with torch.no_grad():
-            for name, parameter in self._parameters.items():
-                parameter.copy_(state["parameters"][name])
-        self._optimizer.load_state_dict(state["optimizer"])
+        self._stepper.load_state_dict(state)
         self._stream.load_state_dict(state["stream"])
 
     def _train_step(self, x: Float[Tensor, "batch d_model"]) -> Progress:
         config = self._config.training
         lr = learning_rate(config, self.step, n_steps=self.n_steps)
-        self._optimizer.param_groups[0]["lr"] = lr
 
-        losses, latent_acts = self._forward(x)
-        loss = total_loss(
-            losses,
-            aux_coefficient=config.aux_coefficient,
-            is_mean=self._config.sae.prefix_loss == "mean",
-        )
+        selected = self._stepper.select(x)
+        self._n_budget += selected.budget
+        self._count_selected(selected, n_tokens=len(x))
+        losses = self._stepper.losses(is_dead=self._is_dead())
+        is_mean = self._config.sae.prefix_loss == "mean"
+        loss = total_loss(losses, aux_coefficient=config.aux_coefficient, is_mean=is_mean)
         self._require_finite(x=x, loss=loss)
-        self._optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
-        remove_radial_gradient_(self._parameters["W_dec"])
-        norm = torch.nn.utils.clip_grad_norm_(self._parameters.values(), config.grad_clip_norm)
+        norm = self._stepper.update(loss, lr=lr)
         if not norm.isfinite():
-            self._require_finite(
-                **{f"{name}.grad": p.grad for name, p in self._parameters.items()}, norm=norm
-            )
-        self._optimizer.step()
-        with torch.no_grad():
-            normalise_rows_(self._parameters["W_dec"])
+            slopes = {f"{name}.grad": slope for name, slope in self._stepper.gradients().items()}
+            self._require_finite(**slopes, norm=norm)
 
         self.step += 1
         self._n_clipped += int(norm > config.grad_clip_norm)
-        return self._progress(x, latent_acts, losses=losses, loss=loss, lr=lr)
+        return self._progress(x, selected, losses=losses, loss=loss, lr=lr)
 
-    def _forward(self, x: Float[Tensor, "batch d_model"]) -> tuple[Losses, Float[Tensor, "batch n_latents"]]:
-        """Encode, select, count the dead, reconstruct; give losses and latent activations."""
-        W_enc, b_enc, W_dec, b_dec = self._parameters.values()
-        centred = x - b_dec
-        pre_acts = torch.cat([centred @ self._core_W_enc, centred @ W_enc], dim=1) + b_enc
-        latent_acts, budget = self._sparsity.sparsify(pre_acts)
-        self._n_budget += budget
-        self._count_selected(latent_acts)
-        x_hats = decode_prefixes(latent_acts, W_dec, b_dec, prefix_widths=self._prefix_widths)
-        dead = dead_latent_loss(x - x_hats[-1], pre_acts, W_dec, is_dead=self._is_dead())
-        return Losses(reconstruction_losses(x, x_hats), dead), latent_acts
-
-    def _count_selected(self, latent_acts: Float[Tensor, "batch n_latents"]) -> None:
+    def _count_selected(self, selected: Selected, *, n_tokens: int) -> None:
         """Count the tokens since each latent was selected; the exempt need no selection and never die."""
-        self._tokens_since_selected += len(latent_acts)
-        self._tokens_since_selected[(latent_acts > 0).any(dim=0)] = 0
+        self._tokens_since_selected += n_tokens
+        self._tokens_since_selected[selected.n_active > 0] = 0
         self._tokens_since_selected[: self._sparsity.n_exempt] = 0
 
     def _is_dead(self) -> Bool[Tensor, " n_latents"]:
@@ -276,14 +234,13 @@ class Trainer:
     def _progress(
         self,
         x: Float[Tensor, "batch d_model"],
-        latent_acts: Float[Tensor, "batch n_latents"],
+        selected: Selected,
         *,
         losses: Losses,
         loss: Float[Tensor, ""],
         lr: float,
     ) -> Progress:
-        n_active = (latent_acts > 0).sum(dim=0)
-        total = variance(x).item()
+        n_active, total = selected.n_active, variance(x).item()
         shares = [1 - error / total if total > 0 else None for error in losses.prefixes.tolist()]
         return Progress(
             step=self.step,
