@@ -21,8 +21,8 @@ Floats = NDArray[np.float32]
 
 MOST_ESTIMATES = 2**22
 """Estimates held at once, of 4 bytes each: few enough to stay in a processor's last cache."""
-LARGEST_INT8_WIDTH = 2**16
-"""Sums of so many products of int8 values are exact in int32."""
+INT8_WIDTHS = range(2, 2**16)
+"""Sums of so many products of int8 are exact in int32; of single ones torch 2.13 gives other numbers."""
 UNIT = 2.0**-24
 """Most that rounding to float32 changes a number, as a share of it."""
 LEAST_NORM = 2e-19
@@ -100,7 +100,8 @@ class Estimator:
             multiply(left, right[start:stop].T, out=torch.from_numpy(out))
             return out
 
-        return _widened(Estimates(product, of_tokens, of_rows, bias.numpy()), d_model=x.shape[1])
+        with np.errstate(over="ignore", invalid="ignore"):  # whoever asks is told by `is_finite`
+            return _widened(Estimates(product, of_tokens, of_rows, bias.numpy()), d_model=x.shape[1])
 
     def _quantise(self, name: str, rows: Tensor, column_scales: NDArray[Any]) -> tuple[Tensor, Measured]:
         array, take = rows.numpy(), self._workspace.take
@@ -125,7 +126,7 @@ def has_fast_int8(d_model: int) -> bool:
 
     Without those instructions sums of two products may be cut off at 16 bits.
     """
-    if d_model > LARGEST_INT8_WIDTH or not torch.cpu._is_vnni_supported():
+    if d_model not in INT8_WIDTHS or not torch.cpu._is_vnni_supported():
         return False
     extremes = torch.full((32, d_model), 127, dtype=torch.int8)
     extremes[::2] = -127

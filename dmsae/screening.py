@@ -20,6 +20,8 @@ BLOCK_BYTES = 2**20
 """Encoder vectors that are searched together, to stay in a core's own cache."""
 LEAST_MARGIN, MOST_MARGIN = 0.005, 0.5
 """A search starts so far below where the last one ended, as a share; more wherever that was too little."""
+NEXT, LEAST_SHARE = 0.97, 0.2
+"""A second search goes down by this factor or more; to 0 where less than this share was found, as a third."""
 
 
 class Found(NamedTuple):
@@ -85,10 +87,15 @@ class Screen:
         self._margin = max(LEAST_MARGIN, 0.98 * self._margin)
         floor = np.float32(self._border * (1 - self._margin))
         found = search.run(floor, self._workers)
-        while len(found.values) < budget and floor > 0:
+        share_found = len(found.values) / budget
+        if share_found < 1 and floor > 0:
             self._margin = min(MOST_MARGIN, 2 * self._margin)
-            floor = _lower(floor, share_found=len(found.values) / budget)
+            floor = (
+                np.float32(floor * NEXT * share_found**0.2) if share_found > LEAST_SHARE else np.float32(0)
+            )
             found = search.run(floor, self._workers)
+        if len(found.values) < budget and floor > 0:
+            found = search.run(np.float32(0), self._workers)
         found, self._border = found.at_least_border(budget)
         return _without_late_ties(found.in_order(len(x)), budget, border=self._border)
 
@@ -162,11 +169,6 @@ class _Room:
         taken = self.taken()
         taken.tokens[:], taken.latents[:], taken.values[:] = kept
         return floor
-
-
-def _lower(floor: np.float32, *, share_found: float) -> np.float32:
-    """Give where to search after too few values lay above `floor`; 0 where little is known."""
-    return np.float32(floor * 0.97 * share_found**0.2) if share_found > 0.2 else np.float32(0)
 
 
 def _without_late_ties(found: Found, budget: int, *, border: np.float32) -> Found:

@@ -6,8 +6,9 @@ from torch import Tensor
 
 from dmsae.config import TrainingConfig
 from dmsae.errors import CycleFailed, DmsaeError
+from dmsae.plain_step import remove_radial_gradient_
 from dmsae.sae import Core, normalise_rows_
-from dmsae.training import Trainer, learning_rate, remove_radial_gradient_
+from dmsae.training import Trainer, learning_rate
 from tests.trained import (
     BATCH,
     D_MODEL,
@@ -217,10 +218,21 @@ def test_a_weight_that_is_not_finite_shows_in_the_loss(name: str) -> None:
 
 
 def test_a_gradient_that_overflows_is_named_and_no_weight_moves() -> None:
-    trainer = make_trainer(make_config())
+    trainer = make_trainer(make_config(step="plain"))
     trainer._parameters["W_enc"].register_hook(lambda gradient: gradient * torch.inf)
     before = trainer.sae()
     with pytest.raises(CycleFailed, match=r"W_enc\.grad"):
+        next(trainer.run())
+    assert_same_bits(trainer.sae(), before)
+
+
+def test_a_gradient_norm_that_overflows_is_named_on_the_fast_path_and_no_weight_moves() -> None:
+    trainer = make_trainer(make_config())
+    with torch.no_grad():
+        trainer._parameters["W_dec"].mul_(1e25)
+        trainer._parameters["W_enc"].mul_(1e-25)
+    before = trainer.sae()
+    with pytest.raises(CycleFailed, match="norm is not finite"):
         next(trainer.run())
     assert_same_bits(trainer.sae(), before)
 
