@@ -29,6 +29,8 @@ from tests.trained import (
 )
 from tests.unit.test_sae import make_core
 
+both_steps = pytest.mark.parametrize("way", ["fast", "plain"])
+
 # ---- one step
 
 
@@ -135,9 +137,12 @@ def test_latents_count_as_dead_after_so_many_tokens_and_the_dead_ones_are_revive
     assert shares[1.0] < shares[0.0] / 2
 
 
+@both_steps
 @pytest.mark.parametrize("sparsity", SPARSITIES, ids=name_of)
-def test_training_equals_a_plain_loop_written_out(sparsity: dict[str, str]) -> None:
-    config = make_config(sae=sparsity, dead_after_tokens=2 * BATCH, grad_clip_norm=0.3, aux_coefficient=0.5)
+def test_training_equals_a_plain_loop_written_out(sparsity: dict[str, str], way: str) -> None:
+    config = make_config(
+        sae=sparsity, dead_after_tokens=2 * BATCH, grad_clip_norm=0.3, aux_coefficient=0.5, step=way
+    )
     trainer = make_trainer(config, core=make_core(D_MODEL, 5))
     n_exempt = 5 if sparsity["core_sparsity"] == "exempt" else 0
     start = trainer.sae()
@@ -260,9 +265,13 @@ def test_an_sae_is_finished_only_after_its_last_step() -> None:
 # ---- same bits
 
 
+@both_steps
 @pytest.mark.parametrize("sparsity", SPARSITIES, ids=name_of)
-def test_the_same_seed_gives_the_same_bits_and_another_seed_others(sparsity: dict[str, str]) -> None:
-    config, core = make_config(sae=sparsity, dead_after_tokens=BATCH), make_core(D_MODEL, 5)
+def test_the_same_seed_gives_the_same_bits_and_another_seed_others(
+    sparsity: dict[str, str], way: str
+) -> None:
+    config = make_config(sae=sparsity, dead_after_tokens=BATCH, step=way)
+    core = make_core(D_MODEL, 5)
     one, steps = trained(config, core=core)
     torch.rand(3)
     same, same_steps = trained(config, core=core)
@@ -272,10 +281,11 @@ def test_the_same_seed_gives_the_same_bits_and_another_seed_others(sparsity: dic
     assert not torch.equal(one.finish().sae.W_dec, other.finish().sae.W_dec)
 
 
+@both_steps
 @pytest.mark.parametrize("stop", [0, 1, 5, 11, 12])
 @pytest.mark.parametrize("sparsity", SPARSITIES, ids=name_of)
-def test_stopped_and_resumed_equals_never_stopped(sparsity: dict[str, str], stop: int) -> None:
-    config = make_config(sae=sparsity, dead_after_tokens=2 * BATCH, grad_clip_norm=0.05)
+def test_stopped_and_resumed_equals_never_stopped(sparsity: dict[str, str], stop: int, way: str) -> None:
+    config = make_config(sae=sparsity, dead_after_tokens=2 * BATCH, grad_clip_norm=0.05, step=way)
     core = make_core(D_MODEL, 5)
     whole, steps = trained(config, core=core)
     first = make_trainer(config, core=core)
