@@ -2,18 +2,20 @@
 
 One JSON object a line: name, value, unit, against, ratio, spread. The demo is run once, in a data folder of
 its own; `ratio` is the share of the whole demo, `spread` the smallest and largest cycle, where a phase
-belongs to cycles. The rows of memory are explained in `memory.py`. `ROWS=demo.training,memory,...` runs and
-prints some rows only, or some groups.
+belongs to cycles. The rows of memory are explained in `memory.py`, those of the step in `step.py`.
+`ROWS=demo.training,memory,step,...` runs and prints some rows only, or some groups.
 """
 
 import json
 import subprocess
 import sys
 import tempfile
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from bench.memory import memory_rows
+from bench.step import step_rows
 
 
 def main(wanted: list[str]) -> int:
@@ -29,7 +31,7 @@ def main(wanted: list[str]) -> int:
         for row in found:
             if is_wanted(row["name"]):
                 _print(row)
-    for row in memory_rows(is_wanted):
+    for row in chain(memory_rows(is_wanted), step_rows(is_wanted)):
         _print(row)
     return 0
 
