@@ -19,10 +19,12 @@ from dmsae.row_workers import RowWorkers, Workspace
 
 Floats = NDArray[np.float32]
 
-MOST_ESTIMATES = 2**22
+MOST_ESTIMATES = 2**21
 """Estimates held at once, of 4 bytes each: few enough to stay in a processor's last cache."""
 INT8_WIDTHS = range(2, 2**16)
 """Sums of so many products of int8 are exact in int32; of single ones torch 2.13 gives other numbers."""
+N_SAMPLED = 512
+"""Rows from which the size of each column is taken."""
 UNIT = 2.0**-24
 """Most that rounding to float32 changes a number, as a share of it."""
 LEAST_NORM = 2e-19
@@ -142,12 +144,11 @@ def _column_scales(x: Tensor, rows: Tensor) -> Floats:
     """Choose powers of two that make x and rows alike in every column: x takes them, rows their inverse.
 
     A coordinate that is large in all tokens would else leave int8 no digits for the others. Powers of two
-    round nothing. A sample of the rows will do: any choice is right, a good one leaves fewer candidates.
+    round nothing. Samples will do: any choice is right, a good one leaves fewer candidates.
     """
-    sample = rows[:: max(1, len(rows) // 1024)]
-    in_x, in_rows = x.double().square().mean(dim=0), sample.double().square().mean(dim=0)
-    exponents = ((in_rows / in_x).log2() / 4).round().nan_to_num(0.0, 0.0, 0.0).clamp(-20, 20)
-    return torch.exp2(exponents).float().numpy()
+    in_x, in_rows = (every[:: max(1, len(every) // N_SAMPLED)].square().mean(dim=0) for every in (x, rows))
+    exponents = ((in_rows.log2() - in_x.log2()) / 4).round().nan_to_num(0.0, 0.0, 0.0).clamp(-20, 20)
+    return torch.exp2(exponents).numpy()
 
 
 def _widened(measured: Estimates, *, d_model: int) -> Estimates:

@@ -16,9 +16,9 @@ from dmsae import sparse_kernels
 from dmsae.estimates import Estimates, Estimator, n_together
 from dmsae.row_workers import RowWorkers
 
-BLOCK_BYTES = 2**20
-"""Encoder vectors that are searched together, to stay in a core's own cache."""
-LEAST_MARGIN, MOST_MARGIN = 0.005, 0.5
+BLOCK_BYTES = 2**22
+"""Encoder vectors that are searched together, to stay in a processor's cache."""
+LEAST_MARGIN, FIRST_MARGIN, MOST_MARGIN = 0.005, 0.04, 0.5
 """A search starts so far below where the last one ended, as a share; more wherever that was too little."""
 NEXT, LEAST_SHARE = 0.97, 0.2
 """A second search goes down by this factor or more; to 0 where less than this share was found, as a third."""
@@ -65,7 +65,7 @@ class Screen:
 
     def __init__(self, workers: RowWorkers, *, is_int8: bool) -> None:
         self._workers, self._estimator = workers, Estimator(workers, is_int8=is_int8)
-        self._border, self._margin = np.float32(0), LEAST_MARGIN
+        self._border, self._margin = np.float32(0), FIRST_MARGIN
 
     def find_largest(
         self,
