@@ -10,6 +10,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from pydoc_data.topics import topics
 from typing import Any, NamedTuple
 
 from dmsae.config import PRESETS, DistillationConfig
@@ -46,6 +47,7 @@ class Case(NamedTuple):
 CASES: dict[str, Case] = {
     "llama": Case("llama", {}),
     "wide": Case("llama", WIDE),
+    "wide_plain": Case("llama", {**WIDE, "training": {"step": "plain"}}),
     "long": Case("llama", {"data": {"context_length": 1024}}),
     "packed": Case("llama", {"data": {"packing": "packed"}, "activations": {"model_batch_contexts": 64}}),
     "bfloat16": Case("llama", {"activations": {"model_dtype": "bfloat16"}}),
@@ -74,7 +76,10 @@ def make_config(case: Case, folder: Path) -> DistillationConfig:
         path = folder / case.family
         if not path.exists():
             save_random_model(path, case.family, SHAPES[case.family])
+        text = folder / "text.txt"
+        text.write_text("\n\n".join(topics[name] for name in sorted(topics)))
         settings["model"] = {"source": "local", "path": str(path)}
+        settings["data"] = {**settings["data"], "text": {"source": "files", "paths": [str(text)]}}
     return DistillationConfig.model_validate(settings)
 
 

@@ -14,8 +14,11 @@ from dmsae.service.model_families import LayerSizes
 
 FLOAT32 = 4
 GIB = 1 << 30
-PROCESS_BYTES = 480 << 20
-"""A trainer with torch (CPU), transformers and a tokenizer, before any weight; measured on x86-64 Linux."""
+PROCESS_BYTES = 560 << 20
+"""A trainer with torch (CPU), transformers, numba and a tokenizer that has read its text, before any weight;
+measured on x86-64 Linux."""
+COMPILED_BYTES = 70 << 20
+"""What compiling the fast step's loops leaves; measured likewise."""
 CUDA_PROCESS_BYTES = 3 * GIB
 """The same on the host with CUDA's libraries. Not measured."""
 CUDA_CONTEXT_BYTES = GIB // 2
@@ -24,10 +27,16 @@ ALLOCATOR_LOSS = 0.18
 """Share of many pieces of a few MiB that the C library loses between them on a CPU; 2% to 35% measured."""
 ALLOCATOR_HOLDS = 0.75
 """Share of such pieces that it holds on to once they are freed; 50% to 100% measured."""
+LARGEST_HELD = 32 << 20
+"""Larger pieces are given back at once (glibc's largest M_MMAP_THRESHOLD)."""
+DEAD_SHARE = 0.3
+"""Share of the latents that count as dead at the worst moment: about 0.28 measured in short cycles."""
 MAX_WINDOW_BYTES = 2 * GIB
 """`MAX_RESIDENT_BYTES` of the trainer: harvested windows beyond it are harvested again."""
 SCALE_TOKENS = 100_000
 """Training tokens that the trainer reads at least, to take the scale (METHOD 3)."""
+READ_MARGIN = 1 / 8
+"""How much more text than it needs the trainer reads, for tokens whose norm will drop them."""
 UPPER_POSITIONS = 1024
 """Positions of one pass through the upper layers."""
 BUILTIN_TOKENS = 115_000
@@ -69,6 +78,8 @@ def peak_memory(config: DistillationConfig, facts: ModelFacts) -> Peak | None:
         "evaluating": sizes.evaluating(),
     }
     if config.device == "cpu":
+        for phase in ("training", "attributing", "evaluating"):
+            phases[phase] = Need(phases[phase].device + COMPILED_BYTES, phases[phase].host)
         phase = max(phases, key=lambda name: sum(phases[name]))
         return Peak(round(PROCESS_BYTES + sum(phases[phase])), None, phase)
     phase = max(phases, key=lambda name: phases[name].device)
@@ -94,6 +105,8 @@ class _Sizes:
         self._stored_dtype = facts.stored_bytes or self._model_dtype
         self._is_eager = layer.is_capped or config.activations.attention == "eager"
         self._is_cpu = config.device == "cpu"
+        self._is_fast = self._is_cpu and config.training.step == "fast"
+        self._n_prefixes = len(config.sae.block_widths) + 1
 
     def loading(self) -> Need:
         """Weights; where their type changes, or they go to a GPU, those of the files lie beside them."""
@@ -112,22 +125,44 @@ class _Sizes:
         return Need(self._model() + most, self._kept())
 
     def training(self) -> Need:
-        """Weights, gradients and Adam's moments, and the batch at its widest.
+        """Weights, gradients and Adam's moments, and what a step or the threshold's search holds besides."""
+        step = self._plain_step() if not self._is_fast else self._fast_step()
+        return Need(
+            self._model() + 4 * self._sae() + max(step, self._threshold_search()) + self._held_harvest(),
+            self._kept(),
+        )
 
-        That is `topk` over the whole batch: the pre-activations, a pair for each of them and two masks; on a
-        GPU the latent activations and the dead latents' three copies, forward or backward.
+    def _plain_step(self) -> float:
+        """Give what the plain step holds of one batch.
+
+        Widest on a CPU is `topk` over the whole of it: the pre-activations, a pair for each and two masks; on
+        a GPU the latent activations with the dead latents' copies, forward or backward.
         """
         batch_tokens, n_latents = self._config.training.batch_tokens, self._config.sae.n_latents
         selecting = FLOAT32 + TOPK_PAIR_BYTES + 2 if self._is_cpu else 0
         dead = 5 * FLOAT32 + 1
-        n_prefixes = len(self._config.sae.block_widths) + 1
-        step = batch_tokens * (max(selecting, dead) * n_latents + (2 * n_prefixes + 4) * self._row())
-        state = 4 * self._sae()
-        # the threshold: another copy of the SAE, and twice k candidates for each of its tokens
-        n_found = 2 * self._config.sae.k * self._config.training.threshold_tokens
-        finding = 1.5 * self._sae() + n_found * (2 * FLOAT32 + TOPK_PAIR_BYTES)
-        finding += 2 * batch_tokens * n_latents * FLOAT32
-        return Need(self._model() + state + max(step, finding), self._kept())
+        return batch_tokens * (max(selecting, dead) * n_latents + (2 * self._n_prefixes + 4) * self._row())
+
+    def _fast_step(self) -> float:
+        """Give what the fast step holds of one batch.
+
+        The encoder in int8, every prefix's residuals, and the dead latents' part, which is dense: five copies
+        of their activations, four of their weights.
+        """
+        batch_tokens, n_latents = self._config.training.batch_tokens, self._config.sae.n_latents
+        dead = DEAD_SHARE * (5 * FLOAT32 * batch_tokens * n_latents + 2 * self._sae())
+        return n_latents * self._d_model + (self._n_prefixes + 4) * batch_tokens * self._row() + dead
+
+    def _threshold_search(self) -> float:
+        """Give what finding the inference threshold holds: a copy of the SAE, a batch, and what may pass.
+
+        Half of the first batch is positive, later twice what may pass: each is copied and seen by `topk`.
+        """
+        training = self._config.training
+        n_acts = training.batch_tokens * self._config.sae.n_latents
+        n_tokens = min(training.n_tokens or training.threshold_tokens, training.threshold_tokens)
+        n_found = max(n_acts / 2, 2 * self._config.sae.k * n_tokens)
+        return self._sae() + n_acts * FLOAT32 + n_found * (2 * FLOAT32 + TOPK_PAIR_BYTES)
 
     def attributing(self) -> Need:
         """What the upper layers keep for the way back, and three times the logits."""
@@ -141,7 +176,7 @@ class _Sizes:
         """Log-probabilities without and with the SAE, and two copies in between."""
         n_tokens = self._config.evaluation.n_tokens
         passing = self._positions(n_tokens) * self._layer_pass(self._config.data.context_length)
-        held = ALLOCATOR_HOLDS * self._graph()[0] * self._is_cpu
+        held = max(ALLOCATOR_HOLDS * self._graph()[0] * self._is_cpu, self._held_harvest())
         most = self._measuring(n_tokens) + passing + held + 4 * self._logits(n_tokens)
         return Need(most, self._kept())
 
@@ -181,13 +216,27 @@ class _Sizes:
         return self._windows() + n_measured * self._row()
 
     def _windows(self) -> float:
-        """Give the bytes of the training windows that are in memory."""
+        """Give the bytes of the training windows in memory: what one epoch reads, with its margin."""
         training, text = self._config.training, self._config.data.text
         n_available: float = MAX_WINDOW_BYTES
         if isinstance(text, BuiltinText):
             n_available = BUILTIN_TOKENS * self._config.data.split[0]
-        n_tokens = n_available if training.n_tokens is None else max(training.n_tokens, SCALE_TOKENS)
-        return min(min(n_tokens, n_available) * self._row(), MAX_WINDOW_BYTES)
+        n_read = n_available
+        if training.n_tokens is not None:
+            n_read = max(training.n_tokens / training.epochs, SCALE_TOKENS) * (1 + READ_MARGIN)
+        return min(min(n_read, n_available) * self._row(), MAX_WINDOW_BYTES)
+
+    def _held_harvest(self) -> float:
+        """Give what the C library holds on to of a harvest: a window's rows and a pass through one layer."""
+        columns = self._config.data.context_length
+        batch = self._config.activations.model_batch_contexts * columns
+        window = self._config.activations.shuffle_window_contexts * columns * self._row()
+        pieces = {
+            batch * self._row(): min(window, self._windows()),
+            batch * self._layer.d_mlp * self._model_dtype: batch * self._layer_pass(columns),
+        }
+        freed = sum(total for size, total in pieces.items() if size < LARGEST_HELD)
+        return ALLOCATOR_HOLDS * freed * self._is_cpu
 
     def _layer_pass(self, columns: int) -> float:
         """Give what one layer holds at once for a position, when nothing is kept for the way back."""
