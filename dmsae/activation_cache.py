@@ -121,7 +121,7 @@ class KeptWindows:
     @property
     def trouble(self) -> str | None:
         """Why not all windows can be kept, as far as is known, or None."""
-        if self._failure is None and self._n_bytes > self._room:
+        if self._n_bytes > self._room:
             return f"{self._n_bytes} bytes are needed, and there is room for {self._room}"
         return self._failure
 

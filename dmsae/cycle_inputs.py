@@ -33,7 +33,7 @@ from dmsae.survey import Survey, survey
 from dmsae.windows import HarvestedWindows, Windows
 
 MAX_RESIDENT_BYTES = 2**30
-"""Memory that training windows may take, but for the two in use and the one that is made ready."""
+"""Memory that training windows may take, but for the one in use and the one that is made ready."""
 
 
 @dataclass(frozen=True)

@@ -223,8 +223,7 @@ class Windows:
     """The training windows, the same bits wherever they come from.
 
     Up to `max_resident_bytes` stay in memory, the first ones of the text before others, and always the last
-    two that were asked for and the one that is made ready. All reading is done by one thread, so that the
-    language model never runs twice at once.
+    one that was asked for and the one that is made ready. All reading is done by one thread.
     """
 
     def __init__(
@@ -239,7 +238,7 @@ class Windows:
         self.source, self.store, self._trouble = source, store, trouble
         self._max_resident_bytes = max_resident_bytes
         self._resident: dict[int, Window] = {}
-        self._last: tuple[int, ...] = ()
+        self._last: int | None = None
         self._pending: dict[int, Future[Window]] = {}
         self._thread: ThreadPoolExecutor | None = None
         self._is_stopped = threading.Event()
@@ -286,7 +285,7 @@ class Windows:
 
         Raises: CycleFailed.
         """
-        self._last = (window, *self._last[:1])
+        self._last = window
         content = self._resident.get(window)
         if content is None:
             started = time.monotonic()
@@ -308,7 +307,7 @@ class Windows:
             self._thread.shutdown(cancel_futures=True)
         self._is_stopped.clear()
         self._thread, self._pending = None, {}
-        self._resident, self._last = {}, ()
+        self._resident, self._last = {}, None
         if self.store is not None:
             self.store.close()
 
@@ -352,7 +351,7 @@ class Windows:
         self._pending.pop(window, None)
         self._resident[window] = content
         n_bytes = sum(each.n_bytes for each in self._resident.values())
-        for each in sorted(self._resident.keys() - set(self._last), reverse=True):
+        for each in sorted(self._resident.keys() - {self._last}, reverse=True):
             if n_bytes <= self._max_resident_bytes:
                 break
             n_bytes -= self._resident.pop(each).n_bytes
