@@ -37,9 +37,7 @@ def test_the_demo_shows_its_result_writes_its_report_and_stops_what_it_started(
     assert set(core[0]) == {"latent_id", "origin_cycle", "times_selected", "share"}
     assert report["seconds"]["training"] > 0
     assert report["seconds"]["uploading"] > 0
-    assert [cycle["n_tokens_harvested"] > 0 for cycle in cycles] == [
-        index == 0 for index in range(len(cycles))
-    ]
+    assert [cycle["index"] for cycle in cycles if cycle["n_tokens_harvested"]] == [0]
     assert report["peak_memory_bytes"] > 0
 
     shown = " ".join(capsys.readouterr().out.split())
@@ -47,14 +45,6 @@ def test_the_demo_shows_its_result_writes_its_report_and_stops_what_it_started(
     strongest = core[0]["latent_id"].removeprefix(f"{job_id}.")
     tables = ("Cycles", "Origins", "Seconds", "uploading", f"Strongest core latents of {job_id}")
     for words in ("cycle 1 of", *tables, f" {strongest} "):
-        "cycle 1 of",
-        "Cycles",
-        "Origins",
-        "Seconds",
-        "uploading",
-        f"Strongest core latents of {job_id}",
-        f" {strongest} ",
-    ):
         assert words in shown
     files = folder.demo / job_id / "cycle-0"
     assert (files / "sae" / "cfg.json").exists()
