@@ -21,6 +21,10 @@ Of the first twelve tried, the one whose small parts hold most of the built-in t
 """
 
 
+ACTIVATION_CACHE_BYTES = 32 * 2**30
+"""Room on a worker's disk for harvested activations, unless told otherwise: 29M tokens of width 576."""
+
+
 def _refuse(param: str, value: Any, rule: str, code: str = "invalid_value") -> PydanticCustomError:
     return PydanticCustomError("rule", "{rule}", {"param": param, "value": value, "rule": rule, "code": code})
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from dmsae.config import CycleSpec, DistillationConfig
+from dmsae.config import ACTIVATION_CACHE_BYTES, CycleSpec, DistillationConfig
 from dmsae.errors import CycleFailed
 from dmsae.reporting import LineReport, claim_stdout
 from dmsae.supervision import tie_to_parent
@@ -98,6 +98,12 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("out", type=Path, metavar="OUT", help="folder to write; absent or empty")
     parser.add_argument("--core", type=Path, help="core/ folder of the cycle before; absent for cycle 0")
     parser.add_argument("--cache", type=Path, default=default_cache(), help="where converted models are kept")
+    parser.add_argument(
+        "--activation-cache-bytes",
+        type=int,
+        default=ACTIVATION_CACHE_BYTES,
+        help="room for harvested activations below the cache folder; 0 keeps none",
+    )
     parser.add_argument("--inputs", type=Path, help="folder with the stored objects that the text names")
     parser.add_argument(
         "--allowed-root", type=Path, action="append", help="folder from which files may be read; none: any"
@@ -126,7 +132,13 @@ def _run(arguments: argparse.Namespace, report: LineReport) -> None:
     from dmsae.cycle_inputs import Places
     from dmsae.cycle_steps import run_cycle
 
-    places = Places(arguments.cache, arguments.core, arguments.inputs, arguments.allowed_root)
+    places = Places(
+        cache_dir=arguments.cache,
+        core_dir=arguments.core,
+        inputs_dir=arguments.inputs,
+        allowed_roots=arguments.allowed_root,
+        activation_cache_bytes=arguments.activation_cache_bytes,
+    )
     run_cycle(spec, arguments.out, places=places, report=report)
 
 

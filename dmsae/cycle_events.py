@@ -6,13 +6,36 @@ Each event names what was found, the bound that it passed, and what may be done.
 from statistics import median
 from typing import Any
 
-from dmsae.cycle_inputs import CycleRun
+from dmsae.cycle_inputs import CycleRun, Harvest
 from dmsae.metrics import Evaluation
 from dmsae.selection import IDENTITY_LOST_BELOW, Selection, is_identity_lost, median_jaccard
 from dmsae.sparsity import Calibration, Sparsity
 
 DENSE_CORE_ABOVE = 0.5
 """Median density of the core given above which it counts as dense. Ours."""
+
+
+def tell_dropped(run: CycleRun, harvest: Harvest) -> None:
+    """Say how many positions were left out of each part, by reason."""
+    dropped = harvest.dropped
+    run.report.event(
+        "tokens_dropped",
+        "; ".join(
+            f"{part}: {n.padding} padding, {n.special} special, {n.norm} above the norm limit"
+            for part, n in dropped.items()
+        ),
+        {part: n._asdict() for part, n in dropped.items()},
+    )
+
+
+def tell_cache_unavailable(run: CycleRun, reason: str) -> None:
+    """Say that activations are streamed, or some of them, and why."""
+    run.report.event(
+        "cache_unavailable",
+        f"The activation cache of this worker cannot hold the training activations ({reason}): what it does "
+        "not hold is harvested while the SAE trains, in every cycle. The results are the same, bit for bit.",
+        {"reason": reason},
+    )
 
 
 def tell_over_budget(run: CycleRun, calibration: Calibration) -> None:

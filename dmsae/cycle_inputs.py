@@ -13,18 +13,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from dmsae.activations import (
-    ContextBatch,
-    Dropped,
-    Harvester,
-    Scale,
-    Survey,
-    Windows,
-    WindowStore,
-    collect,
-    survey,
-)
-from dmsae.config import SPLIT_SALT, CycleSpec, DistillationConfig
+from dmsae.activation_cache import ActivationCache
+from dmsae.activations import ContextBatch, Dropped, Harvester, Scale, collect
+from dmsae.config import ACTIVATION_CACHE_BYTES, SPLIT_SALT, CycleSpec, DistillationConfig
 from dmsae.contexts import TokenisedText
 from dmsae.cycle_text import MARGIN, OpenText, open_text, read_text, tell_skipped, telling_counts
 from dmsae.documents import Part
@@ -38,11 +29,11 @@ from dmsae.reporting import Report
 from dmsae.sae import Core, Provenance
 from dmsae.splicing import RunUpper, take_kept
 from dmsae.stored_activations import StoredText
-from dmsae.stream import token_budget
-from dmsae.window_files import open_window_files
+from dmsae.survey import Survey, survey
+from dmsae.windows import HarvestedWindows, Windows
 
-MAX_RESIDENT_BYTES = 2 * 2**30
-"""Memory that harvested training windows may take; beyond it they are harvested again, with the same bits."""
+MAX_RESIDENT_BYTES = 2**30
+"""Memory that training windows may take, but for the one in use and the one that is made ready."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +47,8 @@ class Places:
     """Folder with the stored objects that the text names."""
     allowed_roots: Sequence[Path] | None = None
     """Folders from which text files may be read; null allows all."""
+    activation_cache_bytes: int = ACTIVATION_CACHE_BYTES
+    """Room for harvested training activations below the cache folder; 0 keeps none."""
 
 
 @dataclass(frozen=True)
@@ -68,8 +61,13 @@ class CycleRun:
     core: Core | None
     """The core that this cycle starts from; none in cycle 0."""
     report: Report
-    cache_dir: Path
+    places: Places
     text: OpenText
+
+    @property
+    def cache_dir(self) -> Path:
+        """Where what was read, converted or harvested is kept."""
+        return self.places.cache_dir
 
     @property
     def config(self) -> DistillationConfig:
@@ -120,13 +118,19 @@ class Harvest(NamedTuple):
     survey: Survey
     attribution: list[ContextBatch]
     evaluation: list[ContextBatch]
-    dropped: dict[Part, Dropped]
+    measured_dropped: dict[Part, Dropped]
+    """Of attribution and evaluation."""
     token_s: float
     """Seconds that the lower layers took for one token."""
     n_documents: int
     """Documents that were read, of all parts."""
     n_rows_skipped: dict[str, int]
     """Rows of the text that were read and left out, by reason."""
+
+    @property
+    def dropped(self) -> dict[Part, Dropped]:
+        """What was left out of each part; of training as far as it was read."""
+        return {"training": self.survey.dropped, **self.measured_dropped}
 
 
 def open_run(spec: CycleSpec, *, places: Places, report: Report) -> CycleRun:
@@ -143,7 +147,7 @@ def open_run(spec: CycleSpec, *, places: Places, report: Report) -> CycleRun:
     loaded = load_model(config.model, activations=config.activations, device=device, cache_dir=cache_dir)
     check_fit(loaded, layer=config.activations.layer, context_length=config.data.context_length)
     hook = resolve_hook(loaded, layer=config.activations.layer, hook=config.activations.hook)
-    run = CycleRun(spec, loaded, hook, core, report, cache_dir, text)
+    run = CycleRun(spec, loaded, hook, core, report, places, text)
     check_run(run)
     return run
 
@@ -260,40 +264,39 @@ def _harvest(run: CycleRun, tokens: TokenisedText) -> Harvest:
     harvester, contexts = run.harvester(pace.add), tokens.parts
     windows = open_windows(run, tokens, harvester)
     given = None if core is None else Scale(rms=core.rms, median_norm=core.median_norm)
-    found = survey(windows, scale=given, n_tokens=config.training.n_tokens)
-    token_budget(config.training, n_available=sum(found.window_tokens))
-    dropped: dict[Part, Dropped] = {"training": found.dropped}
+    dropped: dict[Part, Dropped] = {}
 
-    def read(part: Part, n_tokens: int) -> list[ContextBatch]:
-        batches = harvester.harvest(contexts[part], max_norm=found.max_norm)
+    def read(part: Part, n_tokens: int, *, max_norm: float) -> list[ContextBatch]:
+        batches = harvester.harvest(contexts[part], max_norm=max_norm, part=part)
         taken = list(take_kept(collect(batches, n_tokens=n_tokens, part=part), n_tokens))
-        counts = (harvester.count_dropped(batch, max_norm=found.max_norm) for batch in taken)
+        counts = (harvester.count_dropped(batch, max_norm=max_norm) for batch in taken)
         dropped[part] = sum(counts, start=Dropped(0, 0, 0))
         return taken
 
-    started = time.monotonic()
-    attribution = read("attribution", config.attribution.n_tokens)
-    evaluation = read("evaluation", config.evaluation.n_tokens)
+    try:
+        found = survey(windows, config, scale=given)
+        started = time.monotonic()
+        attribution = read("attribution", config.attribution.n_tokens, max_norm=found.tally.max_norm)
+        evaluation = read("evaluation", config.evaluation.n_tokens, max_norm=found.tally.max_norm)
+    except BaseException:
+        windows.close()
+        raise
     token_s = (time.monotonic() - started) / (config.attribution.n_tokens + config.evaluation.n_tokens)
     pace.finish()
-    run.report.event(
-        "tokens_dropped",
-        "; ".join(
-            f"{part}: {n.padding} padding, {n.special} special, {n.norm} above the norm limit"
-            for part, n in dropped.items()
-        ),
-        {part: n._asdict() for part, n in dropped.items()},
-    )
+    windows.start_watch()
     counts = tokens.n_documents, dict(tokens.n_rows_skipped)
     return Harvest(windows, found, attribution, evaluation, dropped, token_s, *counts)
 
 
 def open_windows(run: CycleRun, tokens: TokenisedText, harvester: Harvester) -> Windows:
-    """Give the training part, from ready-made activations where the text is such."""
-    training = tokens.parts["training"]
-    store: WindowStore | None
+    """Give the training part: ready-made, or harvested and kept in the cache where that is possible."""
     if isinstance(tokens, StoredText):
-        store = tokens.training_windows(harvester)
-    else:
-        store = open_window_files(run.cache_dir, harvester, training)
-    return Windows(harvester, training, max_resident_bytes=MAX_RESIDENT_BYTES, store=store)
+        return Windows(tokens.training_windows(harvester), max_resident_bytes=MAX_RESIDENT_BYTES)
+    source = HarvestedWindows(harvester, tokens.parts["training"], n_tokens=tokens.n_candidates["training"])
+    store, trouble = None, None
+    cache = ActivationCache(run.cache_dir / "activations", max_bytes=run.places.activation_cache_bytes)
+    try:
+        store = cache.open(source)
+    except OSError as error:
+        trouble = error.strerror or str(error)
+    return Windows(source, max_resident_bytes=MAX_RESIDENT_BYTES, store=store, trouble=trouble)

@@ -22,7 +22,6 @@ from dmsae.metrics import Evaluation
 from dmsae.pace import Clock
 from dmsae.reporting import finite_or_null
 from dmsae.selection import Selection, build_core, is_identity_lost, lineage_record, median_jaccard
-from dmsae.stream import token_budget
 from dmsae.training import CPU, Trained
 
 
@@ -41,13 +40,14 @@ def metrics_record(run: CycleRun, results: Results, clock: Clock) -> dict[str, A
     """Give what `metrics.json` holds."""
     training, harvest = run.config.training, results.harvest
     survey, dropped, n_skipped = harvest.survey, harvest.dropped, harvest.n_rows_skipped
-    n_steps = token_budget(training, n_available=sum(survey.window_tokens)) // training.batch_tokens
+    n_steps = survey.n_tokens // training.batch_tokens
     return {
         "cycle_index": run.spec.cycle_index,
         **run.facts(),
         **results.selection.to_metrics(),
         **results.evaluation.to_metrics(),
         **core_figures(run, results),
+        **usage_figures(harvest),
         "ablation": results.ablation.to_metrics(),
         "attribution_loss": results.attribution.loss,
         "rms": survey.scale.rms,
@@ -74,6 +74,17 @@ def core_figures(run: CycleRun, results: Results) -> dict[str, Any]:
         "firing_jaccard_median": jaccard,
         "identity_lost": is_identity_lost(jaccard),
         "noncore_budget": results.trained.noncore_budget if is_exempt else None,
+    }
+
+
+def usage_figures(harvest: Harvest) -> dict[str, Any]:
+    """Give where the training activations came from, what rounding cost, and how long training waited."""
+    usage = harvest.windows.usage
+    return {
+        "n_tokens_harvested": usage.n_tokens_harvested,
+        "n_tokens_cached": usage.n_tokens_cached,
+        "rounding_error": usage.error.relative,
+        "activation_wait_s": usage.wait_s,
     }
 
 

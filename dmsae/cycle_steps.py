@@ -4,6 +4,7 @@ load, contexts, harvest, train, attribute, select, evaluate, save. Each is anoth
 they meet, are timed and reported. The process around them is in `cycle.py`.
 """
 
+from contextlib import closing
 from pathlib import Path
 
 import torch
@@ -11,7 +12,14 @@ import torch
 from dmsae.ablation import AblationCheck, compare, measure_ablations, sample_latents
 from dmsae.attribution import Attribution, attribute
 from dmsae.config import CycleSpec
-from dmsae.cycle_events import tell_dense, tell_identity_lost, tell_over_budget, tell_truncated
+from dmsae.cycle_events import (
+    tell_cache_unavailable,
+    tell_dense,
+    tell_dropped,
+    tell_identity_lost,
+    tell_over_budget,
+    tell_truncated,
+)
 from dmsae.cycle_inputs import CycleRun, Harvest, Places, harvest_parts, open_run, read_contexts
 from dmsae.cycle_results import Results, metrics_record, save
 from dmsae.metrics import evaluate
@@ -44,7 +52,8 @@ def run_cycle(spec: CycleSpec, out: Path, *, places: Places, report: Report) -> 
     scale = harvest.survey.scale
 
     clock.enter("training")
-    trained = train(run, harvest)
+    with closing(harvest.windows):
+        trained = train(run, harvest)
     sae = trained.sae
 
     clock.enter("attributing")
@@ -69,9 +78,14 @@ def train(run: CycleRun, harvest: Harvest) -> Trained:
 
     Raises: CycleFailed.
     """
-    config = run.config
+    config, windows = run.config, harvest.windows
+    trouble, is_counted = windows.trouble, harvest.survey.is_counted
+    if trouble is not None:
+        tell_cache_unavailable(run, trouble)
+    if is_counted:
+        tell_dropped(run, harvest)
     order = Order(config.seed, run.spec.cycle_index)
-    stream = TokenStream(harvest.windows, harvest.survey, config.training, order=order)
+    stream = TokenStream(windows, harvest.survey, config.training, order=order)
     trainer = Trainer(config, run.core, stream, seed=run.seed, device=run.device)
     later_s = estimate_measuring_s(run.loaded, config, token_s=harvest.token_s)
     pace = Pace(n_steps=stream.n_steps, batch_tokens=config.training.batch_tokens, later_s=later_s)
@@ -80,6 +94,11 @@ def train(run: CycleRun, harvest: Harvest) -> Trained:
             figures = {**progress._asdict(), "n_tokens_total": stream.n_tokens, **pace.figures(progress.step)}
             run.report.progress(figures)
     trained = trainer.finish()
+    harvest.survey.tally.save()
+    if not is_counted:
+        tell_dropped(run, harvest)
+    if trouble is None and windows.trouble is not None:
+        tell_cache_unavailable(run, windows.trouble)
     tell_over_budget(run, trained.calibration)
     return trained
 

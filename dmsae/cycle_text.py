@@ -16,7 +16,7 @@ from dmsae.documents import BuiltinDocuments, Documents, Part, open_documents
 from dmsae.errors import CycleFailed
 from dmsae.reporting import Report
 from dmsae.stored_activations import StoredShards
-from dmsae.stream import token_budget
+from dmsae.survey import token_budget
 from dmsae.token_files import has_tokens, open_tokens
 
 MARGIN = 1 / 8

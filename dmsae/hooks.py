@@ -6,6 +6,7 @@ family has is left to the model's own forward pass.
 """
 
 import inspect
+import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -94,15 +95,18 @@ def run_lower(
 ) -> Float[Tensor, "n t d_model"]:
     """Run the model up to a hook point and no further.
 
-    Padding may stand anywhere; no token sees it, and what stands there is meaningless.
+    Padding may stand anywhere; no token sees it, and what stands there is meaningless. Several threads may do
+    so at once.
 
     Shapes: int64 ids in; raw units out, float32, on the model's device.
     """
     seen: list[Tensor] = []
+    own_thread = threading.get_ident()
 
     def stop(_module: nn.Module, _inputs: Any, output: Any) -> None:
-        seen.append(_first(output))
-        raise _Reached
+        if threading.get_ident() == own_thread:
+            seen.append(_first(output))
+            raise _Reached
 
     handle = loaded.model.get_submodule(point.path).register_forward_hook(stop)
     try:

@@ -6,7 +6,7 @@ hook point, which is tried out on the first ones. A document belongs to a part b
 """
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Bool, Float, Int, Int64
 from torch import Tensor
 
-from dmsae.activations import Harvester, lay_windows
+from dmsae.activations import Dropped, Harvester
 from dmsae.config import SPLIT_SALT, StoredActivations
 from dmsae.contexts import Contexts, TokenisedText
 from dmsae.documents import PARTS, Part, part_of
@@ -25,6 +25,7 @@ from dmsae.errors import CycleFailed
 from dmsae.randomness import named_generator
 from dmsae.shards import Shard, read_header, reading
 from dmsae.text_files import find_local_files, unreadable
+from dmsae.windows import Stopped, Window, count_left_out, cut_contexts, join, lay_windows, round_piece
 
 PADDING = -1
 """Token id of a position without a token."""
@@ -73,24 +74,40 @@ class StoredText(TokenisedText):
 
 
 class StoredWindows:
-    """The training windows, read from the shards whenever they are wanted; a `WindowStore`."""
+    """The training windows, read from the shards whenever they are wanted; a `Source`."""
+
+    is_ready_made = True
 
     def __init__(self, text: StoredText, harvester: Harvester) -> None:
         self._shards, self._harvester = text.shards, harvester
         self._contexts, self._places = text.parts["training"], text.places["training"]
+        self.n_tokens, self.d_model = text.n_candidates["training"], harvester.loaded.d_model
         size = harvester.config.shuffle_window_contexts
         self._windows = lay_windows(len(self._contexts.input_ids), size)
 
-    def read(self, window: int) -> Float[Tensor, "n_tokens d_model"]:
-        """Give a window's tokens.
+    @property
+    def n_windows(self) -> int:
+        """Number of windows."""
+        return len(self._windows)
 
-        Raises: CycleFailed with `non_finite` or `data_unreadable`.
+    def read(self, window: int, *, is_stopped: Callable[[], bool] = lambda: False) -> Window:
+        """Give a window, rounded as harvested ones are.
+
+        Raises: CycleFailed with `non_finite` or `data_unreadable`, or Stopped.
         """
+        if is_stopped():
+            raise Stopped(window=window)
         rows = self._windows[window]
-        return self.tokens(torch.arange(rows.start, rows.stop))
+        piece, error = round_piece(self.tokens(torch.arange(rows.start, rows.stop)))
+        return join([piece], error)
 
-    def write(self, window: int, tokens: Float[Tensor, "n_tokens d_model"]) -> None:
-        """Keep nothing: the shards are there."""
+    def count_dropped(self, window: int, *, n_tokens: int) -> Dropped:
+        """Count a window's padding and special tokens."""
+        return count_left_out(cut_contexts(self._contexts, self._windows[window]), n_tokens=n_tokens)
+
+    def tell(self, n_tokens: int) -> None:
+        """Tell those who watch of tokens that need not be harvested."""
+        self._harvester.tell(n_tokens)
 
     def tokens(self, rows: Int[Tensor, " n"]) -> Float[Tensor, "n_tokens d_model"]:
         """Give the tokens of some contexts by the rules of the harvest, in raw units and float32."""

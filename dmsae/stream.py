@@ -1,30 +1,22 @@
 """In which order does training see the activations, and how much of them?
 
-One order, a function of (spec, step): kept tokens permuted within windows of contexts, and the windows too,
-newly in every cycle and epoch (METHOD 3). Which activations are kept is the business of `activations.py`.
+One order, a function of (spec, step): window after window as the text has them, the kept tokens of each newly
+permuted in every cycle and epoch (METHOD 3). So no window need be known before it is read. Which activations
+are kept is the business of `survey.py`, where windows come from that of `windows.py`.
 """
 
 from bisect import bisect_right
-from itertools import accumulate
 from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from dmsae.activations import Survey, Windows
 from dmsae.config import TrainingConfig
 from dmsae.errors import CycleFailed
 from dmsae.randomness import named_generator
-
-
-class Segment(NamedTuple):
-    """One window's share of one epoch."""
-
-    epoch: int
-    window: int
-    n_tokens: int
-    """The first this many of the window's kept tokens, permuted."""
+from dmsae.survey import Survey, token_budget
+from dmsae.windows import Window, Windows
 
 
 class Order(NamedTuple):
@@ -37,20 +29,19 @@ class Order(NamedTuple):
 class TokenStream:
     """Training batches of x_n = x / rms, all equally long; the last incomplete one is left out.
 
-    Iterating goes on from a position, which is all its state: stopped and resumed is never stopped.
+    Iterating goes on from a position; with what is known of the windows before it, that is all its state:
+    stopped and resumed is never stopped.
 
-    Raises: CycleFailed with `dataset_exhausted` where the budget is beyond the data or below one batch.
+    Raises: CycleFailed with `dataset_exhausted` where the kept tokens end before the budget.
     """
 
     def __init__(self, windows: Windows, survey: Survey, config: TrainingConfig, *, order: Order) -> None:
-        self._windows, self._survey, self._order = windows, survey, order
-        self._batch_tokens = config.batch_tokens
-        budget = token_budget(config, n_available=sum(survey.window_tokens))
-        self._segments = plan(survey.window_tokens, budget, order=order)
-        self._ends = list(accumulate(segment.n_tokens for segment in self._segments))
+        self._windows, self._survey, self._config, self._order = windows, survey, config, order
+        self._budget = survey.n_tokens
+        self._ends: list[int] = []
         self._last_places: tuple[int, Int[Tensor, " n_tokens"]] | None = None
         self._step = 0
-        self.n_steps = budget // config.batch_tokens
+        self.n_steps = self._budget // config.batch_tokens
         self.n_tokens = self.n_steps * config.batch_tokens
 
     def __iter__(self) -> "TokenStream":
@@ -70,81 +61,60 @@ class TokenStream:
         self._step = step
 
     def state_dict(self) -> dict[str, Any]:
-        """Give the position."""
-        return {"step": self._step}
+        """Give the position, and what is known of the windows: none need be read to find the place."""
+        return {"step": self._step, "counts": list(self._survey.tally.counts)}
 
     def load_state_dict(self, state: dict[str, Any], /) -> None:
         """Go to a position that `state_dict` gave."""
+        self._survey.tally.adopt(state["counts"])
         self.seek(state["step"])
 
     def _batch(self, step: int) -> Float[Tensor, "batch d_model"]:
         """Join the pieces of the segments that this batch runs across."""
-        start, stop = step * self._batch_tokens, (step + 1) * self._batch_tokens
+        start, stop = step * self._config.batch_tokens, (step + 1) * self._config.batch_tokens
         pieces = []
-        index = bisect_right(self._ends, start)
+        index = self._find(start)
         while start < stop:
-            begin = self._ends[index] - self._segments[index].n_tokens
-            end = min(stop, self._ends[index])
-            pieces.append(self._tokens(index, start - begin, end - begin))
-            start, index = end, index + 1
+            begin, end = self._bounds(index)
+            if end > start:
+                pieces.append(self._tokens(index, start - begin, min(stop, end) - begin))
+                start = min(stop, end)
+            index += 1
         return torch.cat(pieces) / self._survey.scale.rms
 
-    def _tokens(self, index: int, start: int, stop: int) -> Float[Tensor, "n_tokens d_model"]:
-        tokens = self._windows.tokens(self._segments[index].window)
-        return tokens[self._places(index, tokens)[start:stop]]
+    def _find(self, place: int) -> int:
+        """Give the segment in which a place lies. A segment is one window's share of one epoch."""
+        while not self._ends or self._ends[-1] <= place:
+            self._bounds(len(self._ends))
+        return bisect_right(self._ends, place)
 
-    def _places(self, index: int, tokens: Float[Tensor, "n_all d_model"]) -> Int[Tensor, " n_tokens"]:
+    def _bounds(self, index: int) -> tuple[int, int]:
+        """Give the first place of a segment and the one behind its last, in the tokens of the whole cycle."""
+        tally = self._survey.tally
+        while len(self._ends) <= index:
+            epoch, window = divmod(len(self._ends), len(self._windows))
+            begin = self._ends[-1] if self._ends else 0
+            if epoch >= self._config.epochs:
+                token_budget(self._config, n_available=tally.n_kept)
+                raise CycleFailed("internal_error", f"place {begin} of {self._budget} has no token")
+            self._ends.append(min(self._budget, begin + tally.count(window)))
+        return (self._ends[index - 1] if index else 0), self._ends[index]
+
+    def _tokens(self, index: int, start: int, stop: int) -> Float[Tensor, "n_tokens d_model"]:
+        n_windows = len(self._windows)
+        is_last = self._ends[index] >= self.n_tokens
+        then = None if is_last or n_windows == 1 else (index + 1) % n_windows
+        window = self._windows.get(index % n_windows, then=then)
+        return window.tokens.take(self._places(index, window)[start:stop])
+
+    def _places(self, index: int, window: Window) -> Int[Tensor, " n_tokens"]:
         """Permute the places of a segment's kept tokens within its window; the last answer is remembered."""
         if self._last_places is not None and self._last_places[0] == index:
             return self._last_places[1]
-        segment = self._segments[index]
-        kept = (tokens.norm(dim=-1) <= self._survey.max_norm).nonzero().squeeze(1)
-        generator = named_generator(*self._order, "tokens", segment.epoch, segment.window)
-        places: Tensor = kept[torch.randperm(segment.n_tokens, generator=generator)]
+        begin, end = self._bounds(index)
+        epoch, number = divmod(index, len(self._windows))
+        kept = (window.norms <= self._survey.tally.max_norm).nonzero().squeeze(1)
+        generator = named_generator(*self._order, "tokens", epoch, number)
+        places: Tensor = kept[torch.randperm(end - begin, generator=generator)]
         self._last_places = (index, places)
         return places
-
-
-def plan(window_tokens: list[int], budget: int, *, order: Order) -> list[Segment]:
-    """Lay out epochs and, within each, the windows in a drawn order.
-
-    Each epoch reads the first tokens of the part, so every cycle trains on the same ones, newly permuted.
-    """
-    segments: list[Segment] = []
-    n_available = sum(window_tokens)
-    for epoch, start in enumerate(range(0, budget, n_available)):
-        shares = _first(window_tokens, min(n_available, budget - start))
-        generator = named_generator(*order, "windows", epoch)
-        windows = torch.randperm(len(shares), generator=generator).tolist()
-        segments += [Segment(epoch, window, shares[window]) for window in windows if shares[window]]
-    return segments
-
-
-def _first(window_tokens: list[int], n_tokens: int) -> list[int]:
-    """Give how many of the first `n_tokens` tokens lie in each window."""
-    starts = [0, *accumulate(window_tokens)]
-    return [max(0, min(n, n_tokens - start)) for n, start in zip(window_tokens, starts, strict=False)]
-
-
-def token_budget(config: TrainingConfig, *, n_available: int) -> int:
-    """Give the tokens that a cycle may use, a last incomplete batch included.
-
-    Raises: CycleFailed with `dataset_exhausted`.
-    """
-    n_most = config.epochs * n_available
-    budget = n_most if config.n_tokens is None else config.n_tokens
-    if budget > n_most:
-        raise CycleFailed(
-            "dataset_exhausted",
-            f"training.n_tokens = {budget}: the training part of the text holds {n_available} tokens, "
-            f"which training.epochs = {config.epochs} makes {n_most}; ask for fewer or raise the epochs.",
-            param="training.n_tokens",
-        )
-    if budget < config.batch_tokens:
-        raise CycleFailed(
-            "dataset_exhausted",
-            f"training.batch_tokens = {config.batch_tokens}: the cycle has {budget} tokens, "
-            "not enough for one step; lower the batch or give more text.",
-            param="training.batch_tokens",
-        )
-    return budget

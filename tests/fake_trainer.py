@@ -119,6 +119,7 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("--core", type=Path)
     parser.add_argument("--cache", type=Path)
+    parser.add_argument("--activation-cache-bytes", type=int)
     parser.add_argument("--inputs", type=Path)
     parser.add_argument("--allowed-root", type=Path, action="append")
     parser.add_argument("--supervised", action="store_true")

@@ -178,6 +178,7 @@ class Supervisor:
     def _collect(self) -> tuple[Verdict, tuple[StoredFile, ...], CycleResult | None]:
         """Read the results and store all files."""
         self._output.set_phase("uploading")
+        started = time.monotonic()
         try:
             result = read_result(self._folder.out)
             artifacts = self._with_store(
@@ -189,7 +190,8 @@ class Supervisor:
             return _verdict_of(error), (), None
         if not artifacts:
             return self._reason_to_stop() or Verdict("handed_back"), (), None
-        return Verdict("succeeded"), artifacts, result
+        timed = result.with_phase("uploading", seconds=time.monotonic() - started)
+        return Verdict("succeeded"), artifacts, timed
 
     def _with_store(self, use: Callable[[], Result]) -> Result:
         """Use the store, again after a while if it does not answer."""

@@ -45,7 +45,8 @@ class WorkFolder:
         core = ["--core", str(self.core)] if claim.input_files else []
         roots = [part for root in settings.allowed_roots for part in ("--allowed-root", str(root))]
         folders = ["--cache", str(settings.cache_dir), "--inputs", str(inputs)]
-        return [str(self.spec), str(self.out), *core, *folders, *roots, "--supervised"]
+        room = ["--activation-cache-bytes", str(settings.activation_cache_bytes)]
+        return [str(self.spec), str(self.out), *core, *folders, *room, *roots, "--supervised"]
 
     def upload(
         self, claim: Claim, objects: ObjectStore, *, has_stopped: Callable[[], bool]

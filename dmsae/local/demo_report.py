@@ -16,7 +16,8 @@ from dmsae.errors import DmsaeError, Unavailable
 N_STRONGEST = 10
 SAME_NAMES = (
     "n_candidates", "n_core", "n_new", "n_dropped", "retention", "share", "l0", "core_density",
-    "explained_variance", "lr_kept", "ce_increase", "n_tokens", "seconds",
+    "explained_variance", "lr_kept", "ce_increase", "n_tokens", "n_tokens_harvested", "n_tokens_cached",
+    "activation_wait_s", "seconds",
 )  # fmt: skip
 """What the report takes from a cycle's metrics as it is."""
 
@@ -53,10 +54,11 @@ def download(client: Client, job_id: str, folder: Path) -> list[Path]:
 
 
 def show(report: dict[str, Any], console: Console) -> None:
-    """Show the cycles, the matrix of origins and the strongest latents."""
+    """Show the cycles, the matrix of origins, the strongest latents and how the time was spent."""
     console.print(_cycle_table(report["cycles"]))
     console.print(_origin_table(report["origins"]))
     console.print(_core_table(report["core"][:N_STRONGEST], job_id=report["distillation_id"]))
+    console.print(_time_table(report["cycles"], report["seconds"]))
     seconds, peak = report["seconds"]["total"], report["peak_memory_bytes"]
     console.print(f"{seconds:.0f} s in all, {peak / 2**30:.1f} GiB at most.")
 
@@ -117,6 +119,25 @@ def _origin_table(matrix: list[list[int]]) -> Table:
     table = Table("core after", *columns, title="Origins", box=SIMPLE)
     for index, row in enumerate(matrix):
         table.add_row(f"cycle {index}", *map(str, row))
+    return table
+
+
+def _time_table(cycles: list[dict[str, Any]], seconds: dict[str, float]) -> Table:
+    """Lay out the seconds of each phase; what is left of the whole goes to starting processes and queues."""
+    columns = ("phase", *(f"cycle {cycle['index']}" for cycle in cycles), "all")
+    harvested, cached = (
+        sum(cycle[name] for cycle in cycles) for name in ("n_tokens_harvested", "n_tokens_cached")
+    )
+    caption = f"training tokens harvested: {harvested:,}; from the cache: {cached:,}"
+    table = Table(*columns, title="Seconds", caption=caption, box=SIMPLE)
+    phases = list(dict.fromkeys(phase for cycle in cycles for phase in cycle["phase_seconds"]))
+    for phase in phases:
+        row = [cycle["phase_seconds"].get(phase, 0.0) for cycle in cycles]
+        table.add_row(phase, *(f"{value:.1f}" for value in (*row, sum(row))))
+    told = sum(seconds[phase] for phase in phases) + seconds["stack"]
+    blank = [""] * len(cycles)
+    table.add_row("starting the stack", *blank, f"{seconds['stack']:.1f}")
+    table.add_row("starting trainers, and between", *blank, f"{seconds['total'] - told:.1f}")
     return table
 
 

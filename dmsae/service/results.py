@@ -1,6 +1,6 @@
 """What did the trainer leave? The files of a finished cycle, read and checked before anything is recorded."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +59,12 @@ class CycleResult:
 
     lineage: Lineage
     metrics: dict[str, Any]
+
+    def with_phase(self, phase: str, *, seconds: float) -> "CycleResult":
+        """Add a phase that the trainer did not see to those that it timed."""
+        timed = self.metrics.get("phase_seconds")
+        phases = {**(timed if isinstance(timed, dict) else {}), phase: seconds}
+        return replace(self, metrics={**self.metrics, "phase_seconds": phases})
 
 
 def read_result(folder: Path) -> CycleResult:

@@ -9,6 +9,8 @@ from typing import Annotated
 from pydantic import AnyHttpUrl, Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from dmsae.config import ACTIVATION_CACHE_BYTES
+
 SINGLE_PUT_BYTES = 5 << 30
 """What S3 takes in one PUT."""
 
@@ -43,7 +45,9 @@ class Settings(BaseSettings):
     allowed_roots: Annotated[list[Path], NoDecode] = []
     """Folders from which models may be read (separated by the system's path separator); none by default."""
     cache_dir: Path = Path(tempfile.gettempdir()) / f"dmsae-cache-{os.getuid()}"
-    """Converted models, kept between cycles."""
+    """Converted models and harvested activations, kept between cycles."""
+    activation_cache_bytes: int = Field(ACTIVATION_CACHE_BYTES, ge=0)
+    """Room for harvested activations below `cache_dir`; 0 keeps none, so that every cycle harvests anew."""
     work_dir: Path = Path(tempfile.gettempdir()) / f"dmsae-work-{os.getuid()}"
     """Scratch folder of the worker: inputs and outputs of the attempt in hand."""
     lock_dir: Path = Path(tempfile.gettempdir()) / "dmsae-locks"

@@ -13,7 +13,7 @@ from tests.tiny import save_tiny_model, tiny_config
 CYCLE_FIELDS = {
     "index", "n_candidates", "n_core", "n_new", "n_dropped", "retention", "share", "truncated", "l0",
     "core_density", "explained_variance", "lr_kept", "ce_increase", "n_tokens", "seconds",
-    "phase_seconds",
+    "phase_seconds", "n_tokens_harvested", "n_tokens_cached", "activation_wait_s",
 }  # fmt: skip
 
 
@@ -36,12 +36,15 @@ def test_the_demo_shows_its_result_writes_its_report_and_stops_what_it_started(
     assert [latent["share"] for latent in core] == sorted((each["share"] for each in core), reverse=True)
     assert set(core[0]) == {"latent_id", "origin_cycle", "times_selected", "share"}
     assert report["seconds"]["training"] > 0
+    assert report["seconds"]["uploading"] > 0
+    assert [cycle["index"] for cycle in cycles if cycle["n_tokens_harvested"]] == [0]
     assert report["peak_memory_bytes"] > 0
 
     shown = " ".join(capsys.readouterr().out.split())
     job_id = report["distillation_id"]
     strongest = core[0]["latent_id"].removeprefix(f"{job_id}.")
-    for words in ("cycle 1 of", "Cycles", "Origins", f"Strongest core latents of {job_id}", f" {strongest} "):
+    tables = ("Cycles", "Origins", "Seconds", "uploading", f"Strongest core latents of {job_id}")
+    for words in ("cycle 1 of", *tables, f" {strongest} "):
         assert words in shown
     files = folder.demo / job_id / "cycle-0"
     assert (files / "sae" / "cfg.json").exists()

@@ -1,38 +1,57 @@
 """In which order training sees the activations."""
 
+from itertools import groupby
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dmsae.activations import Dropped, Scale, Survey
+from dmsae.activations import Dropped, Scale
 from dmsae.config import TrainingConfig
 from dmsae.errors import CycleFailed
-from dmsae.stream import Order, TokenStream, plan
+from dmsae.rounding import RoundingError, round_to_half
+from dmsae.stream import Order, TokenStream
+from dmsae.survey import Survey, Tally, token_budget
+from dmsae.windows import Window
 
 LOUD = 1000.0
 
 
 class NumberedWindows:
-    """Stands for harvested windows: the first number of each token is its place in the text."""
+    """Stands for windows and their source: the first number of each token is its place in the text."""
 
     def __init__(self, window_tokens):
         starts = [sum(window_tokens[:i]) for i in range(len(window_tokens))]
-        self.n_reads = 0
-        self._tokens = [
-            torch.stack([torch.arange(start, start + n).float(), torch.zeros(n)], dim=1)
-            for start, n in zip(starts, window_tokens, strict=True)
-        ]
+        self.store, self.source = None, self
+        self.read, self.wanted_next = [], []
+        self.contents = []
+        for start, n in zip(starts, window_tokens, strict=True):
+            numbers = torch.stack([torch.arange(start, start + n).float(), torch.zeros(n)], dim=1)
+            self.contents.append(Window(round_to_half(numbers), torch.zeros(n), RoundingError()))
 
-    def tokens(self, window):
-        self.n_reads += 1
-        return self._tokens[window]
+    def __len__(self):
+        return len(self.contents)
+
+    def norms(self, window):
+        return self.get(window).norms
+
+    def get(self, window, *, then=None):
+        self.read.append(window)
+        self.wanted_next.append(then)
+        return self.contents[window]
+
+    def count_dropped(self, _window, *, n_tokens):
+        return Dropped(0, 0, 0 * n_tokens)
 
 
 def make_stream(window_tokens, *, rms=1.0, order=None, windows=None, **training):
-    survey = Survey(Scale(rms, 1.0), LOUD, window_tokens, Dropped(0, 0, 0))
+    """Give a stream over windows of so many tokens, none of them counted before."""
     config = TrainingConfig(**{"batch_tokens": 8, **training})
-    return TokenStream(windows or NumberedWindows(window_tokens), survey, config, order=order or Order(0, 0))
+    windows = windows or NumberedWindows(window_tokens)
+    budget = token_budget(config, n_available=sum(window_tokens))
+    survey = Survey(Scale(rms, 1.0), Tally(windows, max_norm=LOUD), budget)
+    return TokenStream(windows, survey, config, order=order or Order(0, 0))
 
 
 def places(stream):
@@ -47,9 +66,7 @@ def places(stream):
 )
 def test_every_epoch_reads_each_of_the_first_tokens_once(window_tokens, batch_tokens, epochs, data):
     available = sum(window_tokens)
-    budget = data.draw(st.integers(1, available * epochs))
-    segments = plan(window_tokens, budget, order=Order(0, 0))
-    assert sum(segment.n_tokens for segment in segments) == budget
+    budget = data.draw(st.integers(min(batch_tokens, available * epochs), available * epochs))
     if budget < batch_tokens:
         return
     stream = make_stream(window_tokens, n_tokens=budget, epochs=epochs, batch_tokens=batch_tokens)
@@ -60,6 +77,43 @@ def test_every_epoch_reads_each_of_the_first_tokens_once(window_tokens, batch_to
     seen = [place for batch in batches for place in batch]
     for start in range(0, len(seen) - available + 1, available):
         assert sorted(seen[start : start + available]) == list(range(available))
+    rest = seen[len(seen) // available * available :]
+    assert len(set(rest)) == len(rest)
+    assert all(place < budget - len(seen) + len(rest) for place in rest)
+
+
+@given(
+    window_tokens=st.lists(st.integers(0, 20), min_size=1, max_size=5).filter(lambda n: sum(n) >= 4),
+    epochs=st.integers(1, 3),
+    n_counted=st.integers(0, 5),
+    data=st.data(),
+)
+def test_the_order_is_the_same_however_much_was_counted_before(window_tokens, epochs, n_counted, data):
+    budget = data.draw(st.integers(4, sum(window_tokens) * epochs))
+    make = {"n_tokens": budget, "epochs": epochs, "batch_tokens": 4}
+    counted = make_stream(window_tokens, **make)
+    for window in range(min(n_counted, len(window_tokens))):
+        counted._survey.tally.count(window)
+    assert places(counted) == places(make_stream(window_tokens, **make))
+
+
+def test_windows_are_read_as_the_text_has_them_and_each_is_wanted_before_its_turn():
+    windows = NumberedWindows([16, 16, 16])
+    list(make_stream([16, 16, 16], windows=windows, epochs=2))
+    assert [window for window, _ in groups(windows.read)] == [0, 1, 2, 0, 1, 2]
+    later = [then for then, _ in groups([then for then in windows.wanted_next if then is not None])]
+    assert later == [1, 2, 0, 1, 2]
+
+
+def groups(values):
+    return [(key, len(list(found))) for key, found in groupby(values)]
+
+
+def test_no_window_is_wanted_that_the_budget_does_not_reach():
+    windows = NumberedWindows([16, 16, 16])
+    list(make_stream([16, 16, 16], windows=windows, n_tokens=30))
+    assert set(windows.read) == {0, 1}
+    assert 2 not in windows.wanted_next
 
 
 def test_without_a_budget_all_tokens_are_read_in_every_epoch():
@@ -69,7 +123,7 @@ def test_without_a_budget_all_tokens_are_read_in_every_epoch():
 
 def test_tokens_are_permuted_but_only_within_their_window():
     batches = places(make_stream([64, 64], batch_tokens=64))
-    assert [min(batch) // 64 for batch in batches] in ([0, 1], [1, 0])
+    assert [min(batch) // 64 for batch in batches] == [0, 1]
     assert all(batch != sorted(batch) for batch in batches)
     assert all(len({place // 64 for place in batch}) == 1 for batch in batches)
 
@@ -99,6 +153,17 @@ def test_stopped_and_resumed_is_never_stopped(step):
     assert before + places(resumed) == whole
 
 
+def test_a_resumed_stream_reads_no_window_only_to_find_its_place():
+    stopped = make_stream([16, 16, 16, 16])
+    for _ in range(7):
+        next(stopped)
+    windows = NumberedWindows([16, 16, 16, 16])
+    resumed = make_stream([16, 16, 16, 16], windows=windows)
+    resumed.load_state_dict(stopped.state_dict())
+    next(resumed)
+    assert set(windows.read) == {3}
+
+
 def test_any_step_can_be_sought():
     stream = make_stream([13, 40, 11, 8])
     whole = places(stream)
@@ -114,9 +179,18 @@ def test_activations_are_divided_by_the_rms():
 
 def test_tokens_beyond_the_norm_limit_are_never_seen():
     windows = NumberedWindows([40])
-    windows._tokens[0][::2, 1] = 2 * LOUD
+    windows.contents[0].norms[::2] = 2 * LOUD
     stream = make_stream([20], windows=windows, batch_tokens=10)
     assert sorted(place for batch in places(stream) for place in batch) == list(range(1, 40, 2))
+
+
+def test_tokens_that_run_out_because_too_many_are_loud_are_exhausted_with_all_numbers():
+    windows = NumberedWindows([40, 40])
+    windows.contents[1].norms[:30] = 2 * LOUD
+    stream = make_stream([40, 40], windows=windows, n_tokens=80)
+    with pytest.raises(CycleFailed, match=r"n_tokens = 80: .* 50 tokens") as caught:
+        list(stream)
+    assert (caught.value.failure, caught.value.param) == ("dataset_exhausted", "training.n_tokens")
 
 
 def test_a_budget_beyond_the_data_is_exhausted_with_all_numbers():
