@@ -126,12 +126,10 @@ class CacheFolder:
             checksums = [about[f"checksum {field}"] for field in fields]
         except (OSError, SafetensorError, KeyError, ValueError, TypeError):
             return None
-        unchecked = [
-            each for each in zip(fields, tensors, checksums, strict=True) if not self._knows(name, each[0])
-        ]
-        if any(_checksum(tensor) != checksum for _, tensor, checksum in unchecked):
-            return None
-        self._checked.update(f"{name} {field}" for field in fields)
+        for field, tensor, checksum in zip(fields, tensors, checksums, strict=True):
+            if (name, field) not in self._checked and _checksum(tensor) != checksum:
+                return None
+            self._checked.add((name, field))
         return tensors, about
 
     def write(self, name: str, tensors: dict[str, Tensor], about: dict[str, str]) -> bool:
