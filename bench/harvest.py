@@ -5,7 +5,10 @@ floor is the same model with the layers behind the hook taken away, called on th
 turns, `N_RUNS` times; `value` and `against` are medians, `spread` the smallest and largest ratio of a pair.
 """
 
+import json
+import os
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
@@ -19,6 +22,7 @@ from dmsae.activation_cache import ActivationCache
 from dmsae.activations import Harvester
 from dmsae.config import PRESETS, DistillationConfig
 from dmsae.contexts import Contexts, TokenRequest, read_in_memory
+from dmsae.cycle import ENVIRONMENT
 from dmsae.documents import BuiltinDocuments
 from dmsae.hooks import decoder_layers, resolve_hook
 from dmsae.kept_activations import keep_windows
@@ -31,16 +35,23 @@ PLENTY = 1 << 40
 
 
 def harvest_rows(is_wanted: Callable[[str], bool]) -> Iterator[dict[str, Any]]:
-    """Give the row `harvest`, of SmolLM2-135M cut after the demo's layer."""
+    """Give the row `harvest`, of SmolLM2-135M cut after the demo's layer, from a process like a trainer's."""
     if not is_wanted("harvest"):
         return
+    command, environment = [sys.executable, "-m", "bench.harvest"], {**os.environ, **ENVIRONMENT}
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=environment)
+    yield json.loads(done.stdout)
+
+
+def measure() -> dict[str, Any]:
+    """Take the turns and give the row."""
     config = DistillationConfig.model_validate({**PRESETS["demo"], "seed": 0})
     torch.set_num_threads(config.n_threads)
     with tempfile.TemporaryDirectory(prefix="dmsae-bench-") as folder:
         loaded = load_model(
             config.model, activations=config.activations, device="cpu", cache_dir=Path(folder)
         )
-        yield _measure(loaded, config, Path(folder))
+        return _measure(loaded, config, Path(folder))
 
 
 def _measure(loaded: LoadedModel, config: DistillationConfig, folder: Path) -> dict[str, Any]:
@@ -109,7 +120,4 @@ def _timed(run: Callable[[], None]) -> float:
 
 
 if __name__ == "__main__":
-    import json
-
-    for row in harvest_rows(lambda _: True):
-        sys.stdout.write(json.dumps(row) + "\n")
+    sys.stdout.write(json.dumps(measure()) + "\n")
