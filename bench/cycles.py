@@ -1,9 +1,9 @@
 """What does a distillation of several cycles cost beside its parts: one harvest, and every cycle's own work?
 
-`cycles` is the time of `N_CYCLES` trainers one after the other, each a process of its own around the core of the
-one before, from an empty cache: `against` is one harvest + all trainings without their waits + all attributions
-with their ablation sample + all evaluations, as the trainers timed them in the same run. `cycles.wait` is the
-share of the training of later cycles that was spent waiting for activations.
+`cycles` is the time of `N_CYCLES` trainers one after the other, each a process of its own around the core of
+the one before, from an empty cache: `against` is one harvest + all trainings without their waits + all
+attributions with their ablation sample + all evaluations, as the trainers timed them in the same run.
+`cycles.wait` is the share of the training of later cycles that was spent waiting for activations.
 """
 
 import json
