@@ -133,6 +133,13 @@ class Harvest(NamedTuple):
     """Documents that were read, of all parts."""
     n_rows_skipped: dict[str, int]
     """Rows of the text that were read and left out, by reason."""
+    measured_trouble: str | None
+    """Why attribution's or evaluation's batches cannot all be kept for later cycles, or None."""
+
+    @property
+    def cache_trouble(self) -> str | None:
+        """Why not all activations can be kept, as far as is known, or None."""
+        return self.windows.trouble or self.measured_trouble
 
     @property
     def dropped(self) -> dict[Part, Dropped]:
@@ -272,9 +279,10 @@ def _harvest(run: CycleRun, tokens: TokenisedText) -> Harvest:
     windows = open_windows(run, tokens, harvester)
     given = None if core is None else Scale(rms=core.rms, median_norm=core.median_norm)
     dropped: dict[Part, Dropped] = {}
+    troubles: list[str] = []
 
     def read(part: Part, n_tokens: int, *, max_norm: float) -> list[ContextBatch]:
-        with open_batches(run, harvester, contexts[part]) as kept:
+        with open_batches(run, harvester, contexts[part], troubles=troubles) as kept:
             batches = harvester.harvest(contexts[part], max_norm=max_norm, part=part, kept=kept)
             taken = list(take_kept(collect(batches, n_tokens=n_tokens, part=part), n_tokens))
         counts = (harvester.count_dropped(batch, max_norm=max_norm) for batch in taken)
@@ -292,7 +300,8 @@ def _harvest(run: CycleRun, tokens: TokenisedText) -> Harvest:
     token_s = measure_token_s(harvester, contexts["attribution"])
     windows.start_watch()
     counts = tokens.n_documents, dict(tokens.n_rows_skipped)
-    return Harvest(windows, found, attribution, evaluation, dropped, token_s, *counts)
+    trouble = troubles[0] if troubles else None
+    return Harvest(windows, found, attribution, evaluation, dropped, token_s, *counts, trouble)
 
 
 def open_windows(run: CycleRun, tokens: TokenisedText, harvester: Harvester) -> Windows:
@@ -309,14 +318,22 @@ def open_windows(run: CycleRun, tokens: TokenisedText, harvester: Harvester) -> 
 
 
 @contextmanager
-def open_batches(run: CycleRun, harvester: Harvester, contexts: Contexts) -> Iterator[KeptBatches | None]:
-    """Open the place of a part that is measured on in the cache; where there is none, nothing is kept."""
+def open_batches(
+    run: CycleRun, harvester: Harvester, contexts: Contexts, *, troubles: list[str]
+) -> Iterator[KeptBatches | None]:
+    """Open the place of a part that is measured on in the cache; where there is none, nothing is kept.
+
+    Mutates: adds to `troubles` why not all could be kept.
+    """
     try:
         kept = keep_batches(run.activation_cache, harvester, contexts)
-    except OSError:
+    except OSError as error:
+        troubles.append(error.strerror or str(error))
         yield None
         return
     try:
         yield kept
     finally:
+        if kept.trouble is not None:
+            troubles.append(kept.trouble)
         kept.close()
