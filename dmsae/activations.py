@@ -8,7 +8,7 @@ cut, that of `hooks.py`.
 import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -62,6 +62,16 @@ class Dropped(NamedTuple):
         return Dropped(*(mine + theirs for mine, theirs in zip(self, other, strict=True)))
 
 
+class KeptBatches(Protocol):
+    """Where batches are kept beyond this process."""
+
+    def read(self, first_context: int) -> Float[Tensor, "n t d_model"] | None:
+        """Give the batch that begins at a context as it was written, or None."""
+
+    def write(self, first_context: int, activations: Float[Tensor, "n t d_model"]) -> None:
+        """Keep a batch, if that is possible."""
+
+
 @dataclass(frozen=True)
 class Harvester:
     """Reads the activations of contexts, the same bits however often and wherever it starts."""
@@ -73,9 +83,14 @@ class Harvester:
     """Told how many tokens each batch held that are neither padding nor special."""
 
     def harvest(
-        self, contexts: Contexts, *, max_norm: float = math.inf, part: Part = "training"
+        self,
+        contexts: Contexts,
+        *,
+        max_norm: float = math.inf,
+        part: Part = "training",
+        kept: KeptBatches | None = None,
     ) -> Iterator[ContextBatch]:
-        """Run the lower layers over `contexts`, `model_batch_contexts` at a time.
+        """Run the lower layers over `contexts`, `model_batch_contexts` at a time, or take what was `kept`.
 
         Shapes: `max_norm` in raw units; `part` is for a message.
 
@@ -85,11 +100,14 @@ class Harvester:
         for start in range(0, len(contexts.input_ids), step):
             rows = slice(start, start + step)
             batch = (contexts.input_ids[rows].long(), contexts.is_token[rows], contexts.document_index[rows])
-            activations = self.run(batch[0], batch[1])
             candidate = self.is_candidate(*batch)
-            self.require_finite(activations[candidate], first_context=start, part=part)
+            activations = None if kept is None else kept.read(start)
+            if activations is None:
+                activations = self.run(batch[0], batch[1]).cpu()
+                self.require_finite(activations[candidate], first_context=start, part=part)
+                if kept is not None:
+                    kept.write(start, activations)
             self.tell(int(candidate.sum()))
-            activations = activations.cpu()
             is_kept = candidate & (activations.norm(dim=-1) <= max_norm)
             yield ContextBatch(*batch, activations, is_kept)
 

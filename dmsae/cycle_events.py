@@ -32,8 +32,8 @@ def tell_cache_unavailable(run: CycleRun, reason: str) -> None:
     """Say that activations are streamed, or some of them, and why."""
     run.report.event(
         "cache_unavailable",
-        f"The activation cache of this worker cannot hold the training activations ({reason}): what it does "
-        "not hold is harvested while the SAE trains, in every cycle. The results are the same, bit for bit.",
+        f"The activation cache of this worker cannot hold all activations ({reason}): what it does not hold "
+        "is harvested in every cycle, while the SAE trains. The results are the same, bit for bit.",
         {"reason": reason},
     )
 

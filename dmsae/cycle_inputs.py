@@ -3,8 +3,8 @@
 Everything that can be refused before training is refused here. The steps after it are in `cycle_steps.py`.
 """
 
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,14 +16,15 @@ from torch import Tensor
 from dmsae.activation_cache import ActivationCache
 from dmsae.activations import ContextBatch, Dropped, Harvester, Scale, collect
 from dmsae.config import ACTIVATION_CACHE_BYTES, SPLIT_SALT, CycleSpec, DistillationConfig
-from dmsae.contexts import TokenisedText
+from dmsae.contexts import Contexts, TokenisedText
 from dmsae.cycle_text import MARGIN, OpenText, open_text, read_text, tell_skipped, telling_counts
 from dmsae.documents import Part
 from dmsae.errors import CycleFailed
 from dmsae.formats import load_core
 from dmsae.hooks import HookPoint, resolve_hook, run_upper
+from dmsae.kept_activations import KeptBatches, keep_batches, keep_windows
 from dmsae.models import LoadedModel, check_fit, load_model
-from dmsae.pace import HarvestPace
+from dmsae.pace import HarvestPace, measure_token_s
 from dmsae.randomness import derived_seed
 from dmsae.reporting import Report
 from dmsae.sae import Core, Provenance
@@ -68,6 +69,12 @@ class CycleRun:
     def cache_dir(self) -> Path:
         """Where what was read, converted or harvested is kept."""
         return self.places.cache_dir
+
+    @property
+    def activation_cache(self) -> ActivationCache:
+        """Where activations are kept for later cycles."""
+        root, max_bytes = self.cache_dir / "activations", self.places.activation_cache_bytes
+        return ActivationCache(root, max_bytes=max_bytes)
 
     @property
     def config(self) -> DistillationConfig:
@@ -126,6 +133,13 @@ class Harvest(NamedTuple):
     """Documents that were read, of all parts."""
     n_rows_skipped: dict[str, int]
     """Rows of the text that were read and left out, by reason."""
+    measured_trouble: str | None
+    """Why attribution's or evaluation's batches cannot all be kept for later cycles, or None."""
+
+    @property
+    def cache_trouble(self) -> str | None:
+        """Why not all activations can be kept, as far as is known, or None."""
+        return self.windows.trouble or self.measured_trouble
 
     @property
     def dropped(self) -> dict[Part, Dropped]:
@@ -265,27 +279,29 @@ def _harvest(run: CycleRun, tokens: TokenisedText) -> Harvest:
     windows = open_windows(run, tokens, harvester)
     given = None if core is None else Scale(rms=core.rms, median_norm=core.median_norm)
     dropped: dict[Part, Dropped] = {}
+    troubles: list[str] = []
 
     def read(part: Part, n_tokens: int, *, max_norm: float) -> list[ContextBatch]:
-        batches = harvester.harvest(contexts[part], max_norm=max_norm, part=part)
-        taken = list(take_kept(collect(batches, n_tokens=n_tokens, part=part), n_tokens))
+        with open_batches(run, harvester, contexts[part], troubles=troubles) as kept:
+            batches = harvester.harvest(contexts[part], max_norm=max_norm, part=part, kept=kept)
+            taken = list(take_kept(collect(batches, n_tokens=n_tokens, part=part), n_tokens))
         counts = (harvester.count_dropped(batch, max_norm=max_norm) for batch in taken)
         dropped[part] = sum(counts, start=Dropped(0, 0, 0))
         return taken
 
     try:
         found = survey(windows, config, scale=given)
-        started = time.monotonic()
         attribution = read("attribution", config.attribution.n_tokens, max_norm=found.tally.max_norm)
         evaluation = read("evaluation", config.evaluation.n_tokens, max_norm=found.tally.max_norm)
     except BaseException:
         windows.close()
         raise
-    token_s = (time.monotonic() - started) / (config.attribution.n_tokens + config.evaluation.n_tokens)
     pace.finish()
+    token_s = measure_token_s(harvester, contexts["attribution"])
     windows.start_watch()
     counts = tokens.n_documents, dict(tokens.n_rows_skipped)
-    return Harvest(windows, found, attribution, evaluation, dropped, token_s, *counts)
+    trouble = troubles[0] if troubles else None
+    return Harvest(windows, found, attribution, evaluation, dropped, token_s, *counts, trouble)
 
 
 def open_windows(run: CycleRun, tokens: TokenisedText, harvester: Harvester) -> Windows:
@@ -294,9 +310,30 @@ def open_windows(run: CycleRun, tokens: TokenisedText, harvester: Harvester) -> 
         return Windows(tokens.training_windows(harvester), max_resident_bytes=MAX_RESIDENT_BYTES)
     source = HarvestedWindows(harvester, tokens.parts["training"], n_tokens=tokens.n_candidates["training"])
     store, trouble = None, None
-    cache = ActivationCache(run.cache_dir / "activations", max_bytes=run.places.activation_cache_bytes)
     try:
-        store = cache.open(source)
+        store = keep_windows(run.activation_cache, source)
     except OSError as error:
         trouble = error.strerror or str(error)
     return Windows(source, max_resident_bytes=MAX_RESIDENT_BYTES, store=store, trouble=trouble)
+
+
+@contextmanager
+def open_batches(
+    run: CycleRun, harvester: Harvester, contexts: Contexts, *, troubles: list[str]
+) -> Iterator[KeptBatches | None]:
+    """Open the place of a part that is measured on in the cache; where there is none, nothing is kept.
+
+    Mutates: adds to `troubles` why not all could be kept.
+    """
+    try:
+        kept = keep_batches(run.activation_cache, harvester, contexts)
+    except OSError as error:
+        troubles.append(error.strerror or str(error))
+        yield None
+        return
+    try:
+        yield kept
+    finally:
+        if kept.trouble is not None:
+            troubles.append(kept.trouble)
+        kept.close()

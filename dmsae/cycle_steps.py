@@ -79,7 +79,7 @@ def train(run: CycleRun, harvest: Harvest) -> Trained:
     Raises: CycleFailed.
     """
     config, windows = run.config, harvest.windows
-    trouble, is_counted = windows.trouble, harvest.survey.is_counted
+    trouble, is_counted = harvest.cache_trouble, harvest.survey.is_counted
     if trouble is not None:
         tell_cache_unavailable(run, trouble)
     if is_counted:
@@ -97,8 +97,8 @@ def train(run: CycleRun, harvest: Harvest) -> Trained:
     harvest.survey.tally.save()
     if not is_counted:
         tell_dropped(run, harvest)
-    if trouble is None and windows.trouble is not None:
-        tell_cache_unavailable(run, windows.trouble)
+    if trouble is None and harvest.cache_trouble is not None:
+        tell_cache_unavailable(run, harvest.cache_trouble)
     tell_over_budget(run, trained.calibration)
     return trained
 

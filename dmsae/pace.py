@@ -6,10 +6,15 @@ Times are for people: nothing that is computed depends on them.
 import time
 from typing import Any
 
+from dmsae.activations import Harvester
 from dmsae.config import DistillationConfig
+from dmsae.contexts import Contexts
 from dmsae.hooks import decoder_layers
 from dmsae.models import LoadedModel
 from dmsae.reporting import Phase, Report
+
+TIMED_CONTEXTS = 4
+"""Contexts on which the model's speed is measured."""
 
 
 class Clock:
@@ -91,6 +96,14 @@ class Pace:
             "tokens_per_s": self._batch_tokens / step_s if step_s > 0 else 0.0,
             "time_left_s": step_s * (self._n_steps - step) + self._later_s,
         }
+
+
+def measure_token_s(harvester: Harvester, contexts: Contexts) -> float:
+    """Measure the seconds that the lower layers take for a token, on a few contexts."""
+    input_ids, is_token = contexts.input_ids[:TIMED_CONTEXTS].long(), contexts.is_token[:TIMED_CONTEXTS]
+    started = time.monotonic()
+    harvester.run(input_ids, is_token).cpu()
+    return (time.monotonic() - started) / max(1, input_ids.numel())
 
 
 def estimate_measuring_s(loaded: LoadedModel, config: DistillationConfig, *, token_s: float) -> float:

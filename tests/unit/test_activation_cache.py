@@ -9,11 +9,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from dmsae.activation_cache import ActivationCache, cache_key
+from dmsae.activation_cache import ActivationCache
 from dmsae.activations import Dropped
 from dmsae.file_locks import deleting, try_lock
+from dmsae.kept_activations import keep_batches, keep_windows, windows_key
 from dmsae.windows import Count, Windows
-from tests.harvesting import make_contexts, make_source
+from tests.harvesting import harvester, make_contexts, make_source
 from tests.tiny import tiny_loaded
 
 PLENTY = 2**31
@@ -33,7 +34,7 @@ def expected(loaded):
 def kept(loaded, folder, contexts=None, *, max_bytes=PLENTY, **settings):
     source = make_source(loaded, contexts, **settings)
     return Windows(
-        source, max_resident_bytes=0, store=ActivationCache(folder, max_bytes=max_bytes).open(source)
+        source, max_resident_bytes=0, store=keep_windows(ActivationCache(folder, max_bytes=max_bytes), source)
     )
 
 
@@ -107,7 +108,7 @@ def test_a_file_under_another_key_is_never_read(loaded, expected, tmp_path):
     """A folder that was copied or renamed says in each file what it is of."""
     other = fill(kept(loaded, tmp_path, make_contexts(800, seed=1)))
     other.close()
-    (tmp_path / cache_key(other.source)).rename(tmp_path / cache_key(make_source(loaded)))
+    (tmp_path / windows_key(other.source)).rename(tmp_path / windows_key(make_source(loaded)))
     windows = kept(loaded, tmp_path)
     assert_same(windows, expected)
     assert windows.usage.n_tokens_cached == 0
@@ -134,13 +135,13 @@ def test_other_tokens_padding_documents_or_threads_have_places_of_their_own(load
         contexts._replace(is_token=is_token),
         contexts._replace(document_index=documents),
     ]
-    keys = {cache_key(make_source(loaded, each)) for each in (contexts, *others)}
+    keys = {windows_key(make_source(loaded, each)) for each in (contexts, *others)}
     before = torch.get_num_threads()
     torch.set_num_threads(before + 1)
-    keys.add(cache_key(make_source(loaded, contexts)))
+    keys.add(windows_key(make_source(loaded, contexts)))
     torch.set_num_threads(before)
     assert len(keys) == 5
-    assert cache_key(make_source(loaded, contexts)) in keys
+    assert windows_key(make_source(loaded, contexts)) in keys
 
 
 def size_of(root):
@@ -149,7 +150,7 @@ def size_of(root):
 
 def test_the_least_recently_used_parts_leave_and_the_bound_holds(loaded, tmp_path):
     parts = [make_contexts(256, seed=seed) for seed in range(3)]
-    keys = [cache_key(make_source(loaded, part)) for part in parts]
+    keys = [windows_key(make_source(loaded, part)) for part in parts]
     one = make_source(loaded, parts[0]).read(0).n_bytes
     bound = int(2.5 * one)
     for part in (0, 1, 0, 2):
@@ -252,7 +253,7 @@ def test_of_two_processes_each_window_is_harvested_by_one(loaded, expected, tmp_
 def test_a_holder_that_stands_still_is_waited_for_only_so_long(loaded, expected, tmp_path, monkeypatch):
     monkeypatch.setattr("dmsae.activation_cache.PATIENCE_S", 0.1)
     windows = kept(loaded, tmp_path)
-    stuck = try_lock(tmp_path / cache_key(windows.source) / "0.lock", is_shared=False)
+    stuck = try_lock(tmp_path / windows_key(windows.source) / "0.lock", is_shared=False)
     assert_same(windows, expected)
     stuck.release()
 
@@ -298,3 +299,24 @@ def test_counts_are_read_as_they_were_written_unless_somebody_changed_them(loade
     (file,) = tmp_path.rglob("counts-*")
     file.write_text(file.read_text().replace("9", "8"))
     assert store.read_counts(1.5) == []
+
+
+def measured(loaded, folder, contexts=None, **settings):
+    reader, contexts = harvester(loaded, **settings), contexts or make_contexts(40)
+    kept = keep_batches(ActivationCache(folder, max_bytes=PLENTY), reader, contexts)
+    batches = list(reader.harvest(contexts, kept=kept))
+    kept.close()
+    return batches
+
+
+def test_batches_that_are_measured_on_are_kept_as_the_model_gave_them(loaded, tmp_path, monkeypatch):
+    expected = list(harvester(loaded).harvest(make_contexts(40)))
+    cold = measured(loaded, tmp_path)
+    other = measured(loaded, tmp_path, layer=2)
+    monkeypatch.setattr("dmsae.activations.run_lower", None)
+    warm = measured(loaded, tmp_path)
+    for batches in (cold, warm):
+        assert len(batches) == len(expected)
+        for one, another in zip(batches, expected, strict=True):
+            assert all(torch.equal(mine, theirs) for mine, theirs in zip(one, another, strict=True))
+    assert not torch.equal(other[0].activations, expected[0].activations)

@@ -9,6 +9,7 @@ from dmsae.activation_cache import ActivationCache
 from dmsae.activations import Scale, measure_scale
 from dmsae.config import ActivationConfig, TrainingConfig
 from dmsae.errors import CycleFailed
+from dmsae.kept_activations import keep_windows
 from dmsae.survey import Tally, survey
 from dmsae.windows import Windows
 from tests.harvesting import make_contexts, make_source
@@ -78,9 +79,11 @@ def test_where_loud_tokens_might_leave_too_few_all_are_counted_before_training(l
 def test_what_was_counted_once_is_not_counted_again(loaded, tmp_path, monkeypatch):
     cache = ActivationCache(tmp_path, max_bytes=PLENTY)
     source = make_source(loaded)
-    first = survey(Windows(source, max_resident_bytes=0, store=cache.open(source)), config(), scale=None)
+    first = survey(
+        Windows(source, max_resident_bytes=0, store=keep_windows(cache, source)), config(), scale=None
+    )
     monkeypatch.setattr("dmsae.windows.Windows.norms", None)
-    again = Windows(source, max_resident_bytes=0, store=cache.open(source))
+    again = Windows(source, max_resident_bytes=0, store=keep_windows(cache, source))
     assert survey(again, config(), scale=first.scale).tally.counts == first.tally.counts
 
 
