@@ -51,7 +51,7 @@ check: lint types contracts interop  ## All of the above, and the tests with bra
 wheels: $(VENV)/.dev  ## Ask the index for which systems it holds a wheel of every pinned package (minutes)
 	$(BIN)/python -m tests.wheel_matrix
 
-bench: $(VENV)/.local  ## Print the demo's phases and the memory of cycles as JSON lines
+bench: $(VENV)/.local  ## Print the demo's phases, a step, the harvest, cycles and memory as JSON lines (ROWS=...)
 	$(BIN)/python -m bench $(ROWS)
 
 clean:  ## Remove the environment and the caches, never data

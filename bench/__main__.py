@@ -1,9 +1,9 @@
-"""`make bench`: what the phases of the demo took, and how much memory cycles take beside their estimates.
+"""`make bench`: the demo's phases; a step, the harvest and cycles beside their floors and peers; memory.
 
 One JSON object a line: name, value, unit, against, ratio, spread. The demo is run once, in a data folder of
 its own; `ratio` is the share of the whole demo, `spread` the smallest and largest cycle, where a phase
-belongs to cycles. The rows of memory are explained in `memory.py`, those of the step in `step.py`.
-`ROWS=demo.training,memory,step,...` runs and prints some rows only, or some groups.
+belongs to cycles. Each other group of rows is explained in the module that makes it.
+`ROWS=demo.training,memory,step,harvest,cycles,...` runs and prints some rows only, or some groups.
 """
 
 import json
@@ -14,8 +14,12 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+from bench.cycles import cycle_rows
+from bench.harvest import harvest_rows
 from bench.memory import memory_rows
 from bench.step import step_rows
+
+GROUPS = (step_rows, harvest_rows, cycle_rows, memory_rows)
 
 
 def main(wanted: list[str]) -> int:
@@ -31,7 +35,7 @@ def main(wanted: list[str]) -> int:
         for row in found:
             if is_wanted(row["name"]):
                 _print(row)
-    for row in chain(memory_rows(is_wanted), step_rows(is_wanted)):
+    for row in chain(*(rows_of(is_wanted) for rows_of in GROUPS)):
         _print(row)
     return 0
 

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 from dmsae.config import DistillationConfig
 from dmsae.service.known_models import ModelFacts
-from dmsae.service.memory import is_resident
 from dmsae.service.model_families import LayerSizes, count_layer
 
 CARD = "NVIDIA H100 SXM"
@@ -42,9 +41,8 @@ def estimate_gpu_time(config: DistillationConfig, facts: ModelFacts) -> GpuTime 
     upper += 2 * facts.d_model * (facts.n_vocab or 0)
     # the SAE: encode and decode; backward twice that, and the encoder's input again for b_dec
     sae_flop = 12.0 * config.sae.n_latents * facts.d_model * n_tokens
-    # a part too large for memory is read twice: once for its scale, once for training
-    n_read = n_tokens * (1 if is_resident(config, facts) else 2)
-    model_flop = float(n_read * lower + _measuring_flop(config, lower=lower, upper=upper))
+    # the training part is harvested once at most, be it kept or streamed; a later cycle may find it kept
+    model_flop = float(n_tokens * lower + _measuring_flop(config, lower=lower, upper=upper))
     seconds = model_flop / PEAK[config.activations.model_dtype] + sae_flop / PEAK["float32"]
     return GpuTime(model_flop, sae_flop, seconds / SUSTAINED)
 

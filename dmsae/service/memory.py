@@ -31,8 +31,8 @@ LARGEST_HELD = 32 << 20
 """Larger pieces are given back at once (glibc's largest M_MMAP_THRESHOLD)."""
 DEAD_SHARE = 0.3
 """Share of the latents that count as dead at the worst moment: about 0.28 measured in short cycles."""
-MAX_WINDOW_BYTES = 2 * GIB
-"""`MAX_RESIDENT_BYTES` of the trainer: harvested windows beyond it are harvested again."""
+MAX_WINDOW_BYTES = GIB
+"""`MAX_RESIDENT_BYTES` of the trainer: windows beyond it are read from the cache, or harvested, again."""
 SCALE_TOKENS = 100_000
 """Training tokens that the trainer reads at least, to take the scale (METHOD 3)."""
 READ_MARGIN = 1 / 8
@@ -87,12 +87,6 @@ def peak_memory(config: DistillationConfig, facts: ModelFacts) -> Peak | None:
     return Peak(round(CUDA_CONTEXT_BYTES + phases[phase].device), round(CUDA_PROCESS_BYTES + host), phase)
 
 
-def is_resident(config: DistillationConfig, facts: ModelFacts) -> bool:
-    """Tell whether the training activations of a cycle stay in memory, so that they are harvested once."""
-    n_tokens = config.training.n_tokens
-    return n_tokens is not None and n_tokens * (facts.d_model or 0) * FLOAT32 <= MAX_WINDOW_BYTES
-
-
 class _Sizes:
     """The tensors of a cycle, in bytes."""
 
@@ -117,7 +111,7 @@ class _Sizes:
         """The lower layers on one batch beside the last one; or its rows, picked; or a window, joined."""
         columns = self._config.data.context_length
         batch = self._config.activations.model_batch_contexts * columns
-        window = self._config.activations.shuffle_window_contexts * columns * self._row()
+        window = self._window()
         passing = batch * self._layer_pass(columns)
         if not self._is_cpu:
             return Need(self._model() + passing, self._kept() + max(3 * batch * self._row(), window))
@@ -191,6 +185,15 @@ class _Sizes:
         """Give the bytes of one activation vector."""
         return FLOAT32 * self._d_model
 
+    def _rounded_row(self) -> int:
+        """Give the bytes of one that is rounded for training: float16, a power of two, and its norm."""
+        return 2 * self._d_model + 1 + FLOAT32
+
+    def _window(self) -> int:
+        """Give the bytes of one training window, padding left in."""
+        columns = self._config.data.context_length
+        return self._config.activations.shuffle_window_contexts * columns * self._rounded_row()
+
     def _positions(self, n_tokens: int) -> int:
         """Give the positions of one pass through the upper layers: whole contexts, of one batch."""
         columns = self._config.data.context_length
@@ -224,13 +227,15 @@ class _Sizes:
         n_read = n_available
         if training.n_tokens is not None:
             n_read = max(training.n_tokens / training.epochs, SCALE_TOKENS) * (1 + READ_MARGIN)
-        return min(min(n_read, n_available) * self._row(), MAX_WINDOW_BYTES)
+        n_bytes = min(n_read, n_available) * self._rounded_row()
+        # the one in use and the one that is made ready come on top of the bound
+        return min(n_bytes, MAX_WINDOW_BYTES + 2 * self._window())
 
     def _held_harvest(self) -> float:
         """Give what the C library holds on to of a harvest: a window's rows and a pass through one layer."""
         columns = self._config.data.context_length
         batch = self._config.activations.model_batch_contexts * columns
-        window = self._config.activations.shuffle_window_contexts * columns * self._row()
+        window = self._window()
         pieces = {
             batch * self._row(): min(window, self._windows()),
             batch * self._layer.d_mlp * self._model_dtype: batch * self._layer_pass(columns),

@@ -118,8 +118,8 @@ def test_gpu_time_is_operations_over_a_rate_and_unknown_without_a_number_of_toke
     once = estimate_gpu_time(config, facts)
     assert once is not None
     assert once.sae_flop == 12 * 65_536 * 2304 * 500e6
-    # two readings of thirteen layers, two operations a weight, attention besides
-    assert once.model_flop > 2 * 13 * 2 * 77_856_768 * 500e6
+    # one reading of thirteen layers, two operations a weight, attention besides
+    assert 1 < once.model_flop / (13 * 2 * 77_856_768 * 500e6) < 2
     unlimited = config.model_copy(update={"training": config.training.model_copy(update={"n_tokens": None})})
     assert estimate_gpu_time(unlimited, facts) is None
     assert "once a worker has read it" in estimates.describe(unlimited, facts)["gpu_hours"]["source"]
