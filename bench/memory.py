@@ -47,7 +47,7 @@ class Case(NamedTuple):
 CASES: dict[str, Case] = {
     "llama": Case("llama", {}),
     "wide": Case("llama", WIDE),
-    "wide_plain": Case("llama", {**WIDE, "training": {"step": "plain"}}),
+    "wide_fast": Case("llama", {**WIDE, "training": {"step": "fast"}}),
     "long": Case("llama", {"data": {"context_length": 1024}}),
     "packed": Case("llama", {"data": {"packing": "packed"}, "activations": {"model_batch_contexts": 64}}),
     "bfloat16": Case("llama", {"activations": {"model_dtype": "bfloat16"}}),

@@ -291,7 +291,7 @@ class TrainingConfig(Section):
     """Tokens without being selected until a latent counts as dead; null: 10M or 10% of the cycle's."""
     threshold_tokens: int = Field(32_768, ge=1)
     """Training tokens from which the inference threshold is taken (METHOD 7)."""
-    step: Literal["fast", "plain"] = "fast"
+    step: Literal["fast", "plain"] = "plain"
     """How a step is computed: over the active latents only, or over dense matrices, as on a GPU always.
 
     Both give the same but for the order of float32 sums. Ours."""

@@ -1,11 +1,13 @@
 """The embedded services: they start, keep strangers out, and can be killed and started again."""
 
 import base64
+import contextlib
 import hmac
 import json
 import os
 import struct
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import httpx
@@ -13,6 +15,7 @@ import psycopg
 import pytest
 import redis
 
+from dmsae.errors import Unavailable
 from dmsae.local import seaweedfs
 from dmsae.service.objects import ObjectStore
 from dmsae.service.settings import Settings
@@ -95,6 +98,15 @@ def _base64(content: bytes) -> bytes:
     return base64.urlsafe_b64encode(content).rstrip(b"=")
 
 
+def read_when_ready(read: Callable[[], None]) -> None:
+    """Read as workers do, again after a while: S3 answers before its volumes have come back to it."""
+    for _ in range(20):
+        with contextlib.suppress(Unavailable):
+            return read()
+        time.sleep(1)
+    return read()
+
+
 def test_a_killed_service_can_be_started_again_and_keeps_what_it_held(
     services: RunningServices, database_url: str, settings: Settings, tmp_path: Path
 ) -> None:
@@ -110,7 +122,7 @@ def test_a_killed_service_can_be_started_again_and_keeps_what_it_held(
         assert not child.is_alive()
         child.restart()
         assert child.pid != before
-    store.get_file("kept", tmp_path / "read", sha256=stored.sha256)
+    read_when_ready(lambda: store.get_file("kept", tmp_path / "read", sha256=stored.sha256))
     store.close()
     with psycopg.connect(server_url) as connection:
         assert connection.execute("SELECT name FROM owners WHERE id = 'own_1'").fetchone() == ("kept",)
