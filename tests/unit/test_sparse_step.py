@@ -204,7 +204,7 @@ def test_the_setting_chooses_the_step_and_a_gpu_takes_the_plain_one() -> None:
         config = make_config(step=way)
         return type(make_step(start_of(config, 0, 12), config, device=torch.device(device)))
 
-    assert make_config().training.step == "fast"
+    assert make_config().training.step == "plain"
     assert chosen("fast", "cpu") is SparseStep
     assert chosen("plain", "cpu") is PlainStep
     assert chosen("fast", "meta") is PlainStep
