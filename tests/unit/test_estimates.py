@@ -72,7 +72,7 @@ def test_of_an_unknown_family_sizes_are_read_and_nothing_is_counted() -> None:
 
 
 SMALL: dict[str, Any] = {
-    "training": {"n_tokens": 2 * 1024, "epochs": 1, "batch_tokens": 1024},
+    "training": {"n_tokens": 2 * 1024, "epochs": 1, "batch_tokens": 1024, "step": "fast"},
     "evaluation": {"n_tokens": 700},
     "attribution": {"n_tokens": 700, "ablation_tokens": 64, "ablation_latents": 1},
     "activations": {"layer": 1},
