@@ -77,9 +77,10 @@ def peak_memory(config: DistillationConfig, facts: ModelFacts) -> Peak | None:
         "attributing": sizes.attributing(),
         "evaluating": sizes.evaluating(),
     }
-    if config.device == "cpu":
+    if sizes.is_fast:
         for phase in ("training", "attributing", "evaluating"):
             phases[phase] = Need(phases[phase].device + COMPILED_BYTES, phases[phase].host)
+    if config.device == "cpu":
         phase = max(phases, key=lambda name: sum(phases[name]))
         return Peak(round(PROCESS_BYTES + sum(phases[phase])), None, phase)
     phase = max(phases, key=lambda name: phases[name].device)
@@ -99,7 +100,7 @@ class _Sizes:
         self._stored_dtype = facts.stored_bytes or self._model_dtype
         self._is_eager = layer.is_capped or config.activations.attention == "eager"
         self._is_cpu = config.device == "cpu"
-        self._is_fast = self._is_cpu and config.training.step == "fast"
+        self.is_fast = self._is_cpu and config.training.step == "fast"
         self._n_prefixes = len(config.sae.block_widths) + 1
 
     def loading(self) -> Need:
@@ -120,7 +121,7 @@ class _Sizes:
 
     def training(self) -> Need:
         """Weights, gradients and Adam's moments, and what a step or the threshold's search holds besides."""
-        step = self._plain_step() if not self._is_fast else self._fast_step()
+        step = self._fast_step() if self.is_fast else self._plain_step()
         return Need(
             self._model() + 4 * self._sae() + max(step, self._threshold_search()) + self._held_harvest(),
             self._kept(),

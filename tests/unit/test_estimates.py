@@ -72,7 +72,7 @@ def test_of_an_unknown_family_sizes_are_read_and_nothing_is_counted() -> None:
 
 
 SMALL: dict[str, Any] = {
-    "training": {"n_tokens": 2 * 1024, "epochs": 1, "batch_tokens": 1024, "step": "fast"},
+    "training": {"n_tokens": 2 * 1024, "epochs": 1, "batch_tokens": 1024},
     "evaluation": {"n_tokens": 700},
     "attribution": {"n_tokens": 700, "ablation_tokens": 64, "ablation_latents": 1},
     "activations": {"layer": 1},
@@ -80,17 +80,22 @@ SMALL: dict[str, Any] = {
 
 
 @pytest.mark.parametrize(
-    ("n_vocab", "sae", "phase"),
-    [(512, {"n_latents": 24_576}, "training"), (60_000, {"block_widths": [128]}, "evaluating")],
+    ("n_vocab", "changes", "phase"),
+    [
+        (512, {"sae": {"n_latents": 24_576}}, "training"),
+        (512, {"sae": {"n_latents": 24_576}, "training": {"step": "fast"}}, "training"),
+        (60_000, {"sae": {"block_widths": [128]}}, "evaluating"),
+        (60_000, {"sae": {"block_widths": [128]}, "training": {"step": "fast"}}, "evaluating"),
+    ],
 )
 def test_the_estimated_peak_is_within_a_fifth_of_the_measured_one(
-    tmp_path: Path, n_vocab: int, sae: dict[str, Any], phase: str
+    tmp_path: Path, n_vocab: int, changes: dict[str, Any], phase: str
 ) -> None:
     shape = {**GROUPED, "hidden_size": 64, "max_position_embeddings": 256}
     save_random_model(tmp_path / "model", "llama", shape, n_vocab=n_vocab)
     text = tmp_path / "text.txt"
     text.write_text("\n\n".join(topics.values())[:40_000])
-    settings = merge(merge(PRESETS["demo"], SMALL), {"sae": sae})
+    settings = merge(merge(PRESETS["demo"], SMALL), changes)
     settings["model"] = {"source": "local", "path": str(tmp_path / "model")}
     settings["data"] = {**settings["data"], "text": {"source": "files", "paths": [str(text)]}}
     config = DistillationConfig.model_validate(settings)
