@@ -16,8 +16,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from dmsae.config import PRESETS, SPEC_VERSION
+from dmsae.config import SPEC_VERSION
 from dmsae.cycle import ENVIRONMENT
+from dmsae.presets import PRESETS
 
 N_CYCLES = 3
 

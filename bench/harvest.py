@@ -20,13 +20,14 @@ import torch
 
 from dmsae.activation_cache import ActivationCache
 from dmsae.activations import Harvester
-from dmsae.config import PRESETS, DistillationConfig
+from dmsae.config import DistillationConfig
 from dmsae.contexts import Contexts, TokenRequest, read_in_memory
 from dmsae.cycle import ENVIRONMENT
 from dmsae.documents import BuiltinDocuments
 from dmsae.hooks import decoder_layers, resolve_hook
 from dmsae.kept_activations import keep_windows
 from dmsae.models import LoadedModel, load_model
+from dmsae.presets import PRESETS
 from dmsae.windows import HarvestedWindows, Windows
 
 N_RUNS = 5

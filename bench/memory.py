@@ -13,7 +13,8 @@ from pathlib import Path
 from pydoc_data.topics import topics
 from typing import Any, NamedTuple
 
-from dmsae.config import PRESETS, DistillationConfig
+from dmsae.config import DistillationConfig
+from dmsae.presets import PRESETS
 from dmsae.service.known_models import find_facts
 from dmsae.service.memory import peak_memory
 

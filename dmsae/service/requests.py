@@ -20,8 +20,9 @@ from pydantic import (
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticCustomError
 
-from dmsae.config import PRESETS, DistillationConfig, Section
+from dmsae.config import DistillationConfig, Section
 from dmsae.errors import FieldProblem, InvalidConfig
+from dmsae.presets import PRESETS
 
 MOST_PROBLEMS = 50
 LONGEST_SHOWN = 200

@@ -9,7 +9,8 @@ import pytest
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from bench.memory import estimate, measure_peak, merge, save_random_model
-from dmsae.config import PRESETS, DistillationConfig
+from dmsae.config import DistillationConfig
+from dmsae.presets import PRESETS
 from dmsae.service import estimates
 from dmsae.service.gpu_time import estimate_gpu_time
 from dmsae.service.known_models import KNOWN, ModelFacts, facts_from, find_facts

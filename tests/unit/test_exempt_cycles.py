@@ -9,8 +9,9 @@ import torch
 from safetensors.torch import load_file
 
 from dmsae import cycle
-from dmsae.config import PRESETS, DistillationConfig
+from dmsae.config import DistillationConfig
 from dmsae.formats import load_core, load_sae
+from dmsae.presets import PRESETS
 from tests.tiny import save_tiny_model, tiny_spec, write_spec
 from tests.trained import EXEMPT, name_of
 

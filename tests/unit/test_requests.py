@@ -6,8 +6,9 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from dmsae.config import PRESETS, DistillationConfig
+from dmsae.config import DistillationConfig
 from dmsae.errors import FieldProblem, InvalidConfig
+from dmsae.presets import PRESETS
 from dmsae.service import estimates
 from dmsae.service.requests import DistillationRequest, field_problems, merge_preset, shown
 from dmsae.service.submitting import resolve
