@@ -1,7 +1,7 @@
 """What a distillation is asked to do: every setting, its default, its source and its rules.
 
 Settings are refused here, before anything is queued, with field, value and rule. What only a worker can see
-(whether the model exists, how long the text is) is checked by the trainer..
+(whether the model exists, how long the text is) is checked by the trainer.
 """
 
 import hashlib

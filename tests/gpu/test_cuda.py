@@ -5,37 +5,23 @@ bfloat16; a whole cycle chooses other latents at ties, so its figures may differ
 """
 
 import json
-import os
 
 import pytest
 import torch
 
 from dmsae.config import ActivationConfig, CycleSpec, LocalModel
-from dmsae.cycle import ENVIRONMENT
 from dmsae.cycle_inputs import Places
 from dmsae.cycle_steps import run_cycle
 from dmsae.formats import load_core
 from dmsae.hooks import resolve_hook, run_lower, run_upper
 from dmsae.models import load_model
+from tests.recorder import Recorder
 from tests.tiny import FAMILIES, VOCAB_SIZE, save_tiny_model
-from tests.unit.test_families import Recorder, spec_of
+from tests.unit.test_families import spec_of
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="torch finds no CUDA device here")
 
 TOLERANCES = {"float32": 1e-4, "bfloat16": 3e-2}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def deterministic_as_in_a_cycle():
-    workspace = "CUBLAS_WORKSPACE_CONFIG"
-    before, is_deterministic = os.environ.get(workspace), torch.are_deterministic_algorithms_enabled()
-    os.environ[workspace] = ENVIRONMENT[workspace]
-    torch.use_deterministic_algorithms(True)
-    yield
-    torch.use_deterministic_algorithms(is_deterministic)
-    del os.environ[workspace]
-    if before is not None:
-        os.environ[workspace] = before
 
 
 def pass_on(device, folder, *, hook, dtype):

@@ -1,11 +1,8 @@
 """Training on a GPU: the same start, the same results up to rounding, the same bits twice."""
 
-import os
-
 import pytest
 import torch
 
-from dmsae.cycle import ENVIRONMENT
 from dmsae.formats import load_sae, save_sae
 from dmsae.sae import MatryoshkaSae
 from dmsae.training import Trainer
@@ -24,19 +21,6 @@ from tests.unit.test_sae import make_core
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="torch finds no CUDA device here")
 all_sparsities = pytest.mark.parametrize("sparsity", SPARSITIES, ids=name_of)
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _deterministic_as_in_a_cycle():
-    workspace = "CUBLAS_WORKSPACE_CONFIG"
-    before, is_deterministic = os.environ.get(workspace), torch.are_deterministic_algorithms_enabled()
-    os.environ[workspace] = ENVIRONMENT[workspace]
-    torch.use_deterministic_algorithms(True)
-    yield
-    torch.use_deterministic_algorithms(is_deterministic)
-    del os.environ[workspace]
-    if before is not None:
-        os.environ[workspace] = before
 
 
 def make_trainer(sparsity: dict[str, str], device: torch.device) -> Trainer:

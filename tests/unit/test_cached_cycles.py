@@ -10,6 +10,7 @@ from dmsae.cycle_inputs import Places, harvest_parts, open_run, read_contexts
 from dmsae.cycle_steps import run_cycle
 from dmsae.stream import Order, TokenStream
 from dmsae.training import Trainer
+from tests.recorder import Recorder
 from tests.texts import json_lines, passages, write_bytes
 from tests.tiny import save_tiny_model, tiny_spec
 from tests.trained import assert_same_bits
@@ -26,30 +27,6 @@ USAGE = {
 }  # fmt: skip
 """Metrics that depend on where activations came from, or on the clock."""
 PLENTY = 2**31
-
-
-class Recorder:
-    """Keeps the events that a cycle reports."""
-
-    def __init__(self):
-        self.events = {}
-
-    def phase(self, phase):
-        pass
-
-    def progress(self, figures):
-        pass
-
-    def event(self, kind, message, data):
-        self.events[kind] = (message, data)
-
-
-@pytest.fixture(autouse=True)
-def torch_as_it_was():
-    n_threads, is_deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
-    yield
-    torch.set_num_threads(n_threads)
-    torch.use_deterministic_algorithms(is_deterministic)
 
 
 @pytest.fixture

@@ -16,6 +16,7 @@ from dmsae.cycle_steps import run_cycle
 from dmsae.errors import CycleFailed
 from dmsae.formats import load_core
 from dmsae.supervision import ORPHANED
+from tests.recorder import Recorder
 from tests.tiny import save_tiny_model, tiny_spec, write_spec
 
 NAMED_METRICS = """
@@ -27,30 +28,6 @@ NAMED_METRICS = """
     n_tokens_dropped seconds phase_seconds core_density_given noncore_budget identity_lost
     model_revision model_type model_dtype attention device hook_path n_documents n_rows_skipped
 """
-
-
-class Recorder:
-    """Keeps what a cycle reports."""
-
-    def __init__(self):
-        self.phases, self.steps, self.events = [], [], {}
-
-    def phase(self, phase):
-        self.phases.append(phase)
-
-    def progress(self, figures):
-        self.steps.append(figures)
-
-    def event(self, kind, message, data):
-        self.events[kind] = (message, data)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def torch_as_it_was():
-    n_threads, is_deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
-    yield
-    torch.set_num_threads(n_threads)
-    torch.use_deterministic_algorithms(is_deterministic)
 
 
 @pytest.fixture(scope="module")

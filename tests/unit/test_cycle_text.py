@@ -15,6 +15,7 @@ from dmsae.errors import CycleFailed
 from dmsae.hooks import resolve_hook, run_lower
 from dmsae.stream import Order, TokenStream
 from tests.fake_hub import REVISION, fake_hub
+from tests.recorder import Recorder
 from tests.texts import json_lines, passages, write_bytes, write_rows
 from tests.tiny import save_tiny_model, tiny_config, tiny_loaded, tiny_spec
 
@@ -23,30 +24,6 @@ SMALL = {
     "attribution": {"n_tokens": 300, "ablation_tokens": 50, "ablation_latents": 2},
     "evaluation": {"n_tokens": 300},
 }
-
-
-class Recorder:
-    """Keeps the events that a cycle reports."""
-
-    def __init__(self):
-        self.events = {}
-
-    def phase(self, phase):
-        pass
-
-    def progress(self, figures):
-        pass
-
-    def event(self, kind, message, data):
-        self.events[kind] = (message, data)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def torch_as_it_was():
-    n_threads, is_deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
-    yield
-    torch.set_num_threads(n_threads)
-    torch.use_deterministic_algorithms(is_deterministic)
 
 
 @pytest.fixture(scope="module")

@@ -12,6 +12,7 @@ from dmsae.cycle_inputs import Places
 from dmsae.cycle_steps import run_cycle
 from dmsae.errors import CycleFailed
 from dmsae.formats import load_core
+from tests.recorder import Recorder
 from tests.tiny import FAMILIES, save_tiny_model, tiny_spec
 
 BUDGET = {
@@ -21,30 +22,6 @@ BUDGET = {
     "selection": {"max_core": 12},
     "evaluation": {"n_tokens": 400},
 }
-
-
-class Recorder:
-    """Keeps the events of a cycle."""
-
-    def __init__(self):
-        self.events = {}
-
-    def phase(self, phase):
-        pass
-
-    def progress(self, figures):
-        pass
-
-    def event(self, kind, _message, data):
-        self.events[kind] = data
-
-
-@pytest.fixture(scope="module", autouse=True)
-def torch_as_it_was():
-    n_threads, is_deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
-    yield
-    torch.set_num_threads(n_threads)
-    torch.use_deterministic_algorithms(is_deterministic)
 
 
 def spec_of(folder, *, cycle_index=0, **activations):
@@ -74,7 +51,7 @@ def run_chain(folder, *, n_cycles=2, family, **activations):
         spec = spec_of(folder, cycle_index=index, **activations)
         run_cycle(spec, folder / str(index), places=places, report=report)
         metrics = json.loads((folder / str(index) / "metrics.json").read_text())
-        results.append((report.events, metrics))
+        results.append(({kind: data for kind, (_, data) in report.events.items()}, metrics))
     return results
 
 

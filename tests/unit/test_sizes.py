@@ -1,7 +1,6 @@
 """What a cycle is said to store is what it stores."""
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -30,14 +29,6 @@ class Silence:
 
     def event(self, kind: str, message: str, data: dict[str, Any]) -> None:
         pass
-
-
-@pytest.fixture(scope="module", autouse=True)
-def torch_as_it_was() -> Iterator[None]:
-    n_threads, is_deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
-    yield
-    torch.set_num_threads(n_threads)
-    torch.use_deterministic_algorithms(is_deterministic)
 
 
 @pytest.fixture(scope="module")

@@ -11,8 +11,8 @@ from safetensors.torch import load_file
 from dmsae.config import CycleSpec
 from dmsae.cycle_inputs import Places
 from dmsae.cycle_steps import run_cycle
+from tests.recorder import Recorder
 from tests.tiny import save_tiny_model, tiny_spec
-from tests.unit.test_cycle import Recorder, torch_as_it_was  # noqa: F401 - a fixture for all tests here
 
 
 class Ran(NamedTuple):
