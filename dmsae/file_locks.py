@@ -5,6 +5,7 @@ The kernel lets go of a lock when the process that holds it ends, however it end
 
 import errno
 import fcntl
+import math
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -63,6 +64,20 @@ def wait_for_lock(
         if lock is not None or time.monotonic() > until or is_stopped():
             return lock
         time.sleep(POLL_S)
+
+
+@contextmanager
+def alone(file: Path) -> Iterator[None]:
+    """Hold a lock that nobody else holds, after whoever does has ended or let go of it.
+
+    Raises: OSError where its file cannot be made.
+    """
+    lock = wait_for_lock(file, is_shared=False, patience_s=math.inf)
+    try:
+        yield
+    finally:
+        if lock is not None:
+            lock.release()
 
 
 @contextmanager

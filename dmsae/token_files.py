@@ -6,7 +6,6 @@ bytes, and may be deleted at any time: what is missing or torn is read from the 
 """
 
 import errno
-import fcntl
 import hashlib
 import json
 import os
@@ -14,8 +13,7 @@ import shutil
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -28,6 +26,7 @@ from transformers import PreTrainedTokenizerBase
 from dmsae.config import SPLIT_SALT
 from dmsae.contexts import Contexts, SplitReader, TokenisedText, TokenRequest
 from dmsae.documents import PARTS, Documents, Part
+from dmsae.file_locks import alone
 from dmsae.packing import Row, RowList
 from dmsae.randomness import named_generator
 
@@ -62,7 +61,7 @@ def open_tokens(documents: Documents, request: TokenRequest, *, cache_dir: Path)
     root = cache_dir / "tokens"
     root.mkdir(parents=True, exist_ok=True)
     folder = root / f"{text_key(documents)}-{_request_key(request)}"
-    with _locked(root / f"{folder.name}.lock"):
+    with alone(root / f"{folder.name}.lock"):
         text = _load(folder)
         if text is None:
             _write(folder, documents, request)
@@ -105,18 +104,6 @@ def _tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
 
 def _digest(*decisive: object) -> str:
     return hashlib.sha256(repr(decisive).encode()).hexdigest()[:32]
-
-
-@contextmanager
-def _locked(file: Path) -> Iterator[None]:
-    """Hold a lock; where the file system knows none, the rename in `_write` still lets only one win."""
-    with file.open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-        except OSError as error:
-            if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS):
-                raise
-        yield
 
 
 class _RowFiles:
