@@ -2,6 +2,7 @@
 
 import hashlib
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from dmsae.client.client import Answer, Client, is_loopback
 from dmsae.errors import DmsaeError, Unavailable
 
 N_STRONGEST = 10
+PHASES = ("loading", "harvesting", "training", "attributing", "evaluating", "uploading")
 SAME_NAMES = (
     "n_candidates", "n_core", "n_new", "n_dropped", "retention", "share", "l0", "core_density",
     "explained_variance", "lr_kept", "ce_increase", "n_tokens", "n_tokens_harvested", "n_tokens_cached",
@@ -69,15 +71,20 @@ def _cycle_of(cycle: Answer) -> dict[str, Any]:
         "index": cycle["index"],
         **{name: metrics[name] for name in SAME_NAMES},
         "truncated": metrics["is_truncated"],
-        "phase_seconds": metrics["phase_seconds"],
+        "phase_seconds": _in_order(metrics["phase_seconds"]),
     }
+
+
+def _in_order(phase_seconds: Mapping[str, float]) -> dict[str, float]:
+    """Put phases in the order in which they pass: Postgres keeps none."""
+    return {phase: phase_seconds[phase] for phase in PHASES if phase in phase_seconds}
 
 
 def _phase_seconds(cycles: list[Answer]) -> dict[str, float]:
     seconds: Counter[str] = Counter()
     for cycle in cycles:
         seconds.update(cycle["metrics"]["phase_seconds"])
-    return dict(seconds)
+    return _in_order(seconds)
 
 
 def _download(url: str, path: Path, *, sha256: str) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from dmsae.local.demo import run_demo
+from dmsae.local.demo_report import PHASES
 from dmsae.local.paths import DataFolder
 from dmsae.local.state import is_held
 from tests.tiny import save_tiny_model, tiny_config
@@ -37,6 +38,7 @@ def test_the_demo_shows_its_result_writes_its_report_and_stops_what_it_started(
     assert set(core[0]) == {"latent_id", "origin_cycle", "times_selected", "share"}
     assert report["seconds"]["training"] > 0
     assert report["seconds"]["uploading"] > 0
+    assert [list(cycle["phase_seconds"]) for cycle in report["cycles"]] == [list(PHASES)] * 3
     assert [cycle["index"] for cycle in cycles if cycle["n_tokens_harvested"]] == [0]
     assert report["peak_memory_bytes"] > 0
 
