@@ -237,6 +237,7 @@ def gather_gradients(
         while j >= widths[g]:
             g += 1
         d_bias[j], squares_enc[j], squares_dec[j] = 0, 0, 0
+        of_bias = np.float32(0)
         if starts[j] == starts[j + 1] and places[j] < 0:
             continue
         enc, dec, row = d_enc[j], d_dec[j], W_dec[j]
@@ -246,7 +247,8 @@ def gather_gradients(
             _add_rows(enc, x, tokens, d_acts, starts[j], starts[j + 1])
         _add_rows(dec, residuals[g], tokens, acts, starts[j], starts[j + 1])
         for at in range(starts[j], starts[j + 1]):
-            d_bias[j] += d_acts[at]
+            of_bias += d_acts[at]
+        d_bias[j] = of_bias
         for i in range(len(dec)):
             dec[i] *= weight
         if places[j] >= 0:
