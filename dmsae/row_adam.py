@@ -1,6 +1,6 @@
 """Adam over rows of weights, in one pass with clipping and with bringing rows to unit norm (METHOD 6)."""
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from jaxtyping import Float
@@ -21,10 +21,28 @@ class Gradient(NamedTuple):
     """Sum of squares of each row; where 0, the row has no gradient and what stands there is not read."""
 
 
+class StepRows(Protocol):
+    """Takes one step of Adam on all rows of one matrix."""
+
+    def __call__(
+        self,
+        rows: Float[Tensor, "n_rows width"],
+        gradient: Gradient,
+        state: tuple[Tensor, Tensor],
+        *,
+        rates: sparse_kernels.Array,
+        is_unit: bool,
+    ) -> None:
+        """Move rows by `rates` (`sparse_kernels.adam_rates`); `is_unit` brings them to unit norm afterwards.
+
+        Mutates: rows and state, the means of gradients and of their squares.
+        """
+
+
 class RowAdam:
     """Adam's state and step for several matrices; those of `unit_rows` have rows of unit norm after a step.
 
-    The same as torch.optim.Adam, whatever the threads. Mutates: `parameters`.
+    The same as torch.optim.Adam. How rows are gone over is left to `step_rows`. Mutates: `parameters`.
     """
 
     def __init__(
@@ -33,9 +51,10 @@ class RowAdam:
         *,
         betas: tuple[float, float],
         unit_rows: set[str],
-        workers: RowWorkers,
+        step_rows: StepRows,
     ) -> None:
-        self._parameters, self._betas, self._unit_rows, self._workers = parameters, betas, unit_rows, workers
+        self._parameters, self._betas = parameters, betas
+        self._unit_rows, self._step_rows = unit_rows, step_rows
         self._n_steps = 0
         self._state = {
             name: (torch.zeros_like(rows), torch.zeros_like(rows)) for name, rows in parameters.items()
@@ -52,20 +71,11 @@ class RowAdam:
             return norm
         self._n_steps += 1
         scale = min(1.0, clip_norm / (norm.item() + 1e-6))
-        for name, gradient in gradients.items():
-            self._step_rows(name, gradient, scale=scale, lr=lr)
-        return norm
-
-    def _step_rows(self, name: str, gradient: Gradient, *, scale: float, lr: float) -> None:
-        first, second = self._state[name]
-        state, slopes = (first.numpy(), second.numpy()), (gradient.rows.numpy(), gradient.squares.numpy())
-        rows, is_unit = self._parameters[name].numpy(), name in self._unit_rows
         rates = sparse_kernels.adam_rates(lr, self._betas, self._n_steps, scale=scale, epsilon=EPSILON)
-
-        def step(start: int, stop: int) -> None:
-            sparse_kernels.adam_rows(rows, slopes, state, rates, is_unit, start, stop)
-
-        self._workers.run(step, len(rows))
+        for name, gradient in gradients.items():
+            rows, is_unit = self._parameters[name], name in self._unit_rows
+            self._step_rows(rows, gradient, self._state[name], rates=rates, is_unit=is_unit)
+        return norm
 
     def state_dict(self) -> dict[str, Any]:
         """Give all that decides the next steps, not copied."""
@@ -77,3 +87,25 @@ class RowAdam:
         for name, tensors in self._state.items():
             for tensor, given in zip(tensors, state["state"][name], strict=True):
                 tensor.copy_(given)
+
+
+def shared_by(workers: RowWorkers) -> StepRows:
+    """Go over rows on a CPU, shared by threads; how they are shared decides no bit."""
+
+    def step_rows(
+        rows: Tensor,
+        gradient: Gradient,
+        state: tuple[Tensor, Tensor],
+        *,
+        rates: sparse_kernels.Array,
+        is_unit: bool,
+    ) -> None:
+        slopes = (gradient.rows.numpy(), gradient.squares.numpy())
+        arrays, moments = rows.numpy(), (state[0].numpy(), state[1].numpy())
+
+        def step(start: int, stop: int) -> None:
+            sparse_kernels.adam_rows(arrays, slopes, moments, rates, is_unit, start, stop)
+
+        workers.run(step, len(rows))
+
+    return step_rows

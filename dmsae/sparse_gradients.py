@@ -17,19 +17,11 @@ from torch import Tensor
 
 from dmsae import sparse_kernels
 from dmsae.losses import dead_latent_loss
+from dmsae.row_step import Gradients, Weights
 from dmsae.row_workers import RowWorkers, Workspace
 from dmsae.screening import Found
 
 Floats = NDArray[np.float32]
-
-
-class Weights(NamedTuple):
-    """An SAE's weights as the step holds them: all by rows, one a latent."""
-
-    W_enc: Float[Tensor, "n_latents d_model"]
-    b_enc: Float[Tensor, " n_latents"]
-    W_dec: Float[Tensor, "n_latents d_model"]
-    b_dec: Float[Tensor, " d_model"]
 
 
 class Active(NamedTuple):
@@ -68,15 +60,6 @@ class DeadPart(NamedTuple):
     W_enc: Float[Tensor, "n_dead d_model"]
     b_enc: Float[Tensor, " n_dead"]
     W_dec: Float[Tensor, "n_dead d_model"]
-
-
-class Gradients(NamedTuple):
-    """Gradients of all weights; a row of a matrix whose squares are 0 has none and holds anything."""
-
-    weights: Weights
-    squares_enc: Float[Tensor, " n_latents"]
-    squares_dec: Float[Tensor, " n_latents"]
-    """Sum of squares of each row."""
 
 
 class SparseGradients:

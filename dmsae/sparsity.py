@@ -64,11 +64,17 @@ class Sparsity:
 
         Gradients flow to what is kept. NaN is kept, to show in the loss.
         """
-        exempt, others = pre_acts.detach().tensor_split([self.n_exempt], dim=1)
+        keep, budget = self.choose(pre_acts.detach())
+        return Sparse(torch.where(keep, pre_acts, 0.0), budget)
+
+    def choose(
+        self, pre_acts: Float[Tensor, "batch n_latents"]
+    ) -> tuple[Bool[Tensor, "batch n_latents"], int]:
+        """Mark what `sparsify` keeps; give the budget of those that compete."""
+        exempt, others = pre_acts.tensor_split([self.n_exempt], dim=1)
         is_active = ~(exempt <= 0)
         budget = self.budget(int(is_active.sum()), n_tokens=len(pre_acts))
-        keep = torch.cat([is_active, batch_topk(others, budget)], dim=1)
-        return Sparse(torch.where(keep, pre_acts, 0.0), budget)
+        return torch.cat([is_active, batch_topk(others, budget)], dim=1), budget
 
 
 def batch_topk(acts: Float[Tensor, "batch n_latents"], budget: int) -> Bool[Tensor, "batch n_latents"]:
