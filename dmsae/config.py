@@ -292,7 +292,7 @@ class TrainingConfig(Section):
     threshold_tokens: int = Field(32_768, ge=1)
     """Training tokens from which the inference threshold is taken (METHOD 7)."""
     step: Literal["fast", "plain"] = "plain"
-    """How a step is computed: over the active latents only, or over dense matrices, as on a GPU always.
+    """How a step is computed: over the active latents only (on a GPU with Triton), or over dense matrices.
 
     Both give the same but for the order of float32 sums. Ours."""
 

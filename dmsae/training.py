@@ -1,11 +1,14 @@
 """How is one SAE trained: the loop, which latents are dead, what a step shows?
 
 The losses are in `losses.py`, which latents are active is in `sparsity.py`. How a step is computed is left to
-`sparse_step.py` and `plain_step.py`, where activations come from to the stream, when to report or to stop to
-the caller.
+`sparse_step.py`, `gpu_step.py` and `plain_step.py`, where activations come from to the stream, when to report
+or to stop to the caller.
 """
 
 import copy
+import importlib.util
+import os
+import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any, NamedTuple, Protocol, runtime_checkable
@@ -93,10 +96,30 @@ def learning_rate(config: TrainingConfig, step: int, *, n_steps: int) -> float:
 
 
 def make_step(start: MatryoshkaSae, config: DistillationConfig, *, device: torch.device) -> Step:
-    """Make what trains `start` on `device`, as `training.step` says; a GPU takes the plain step."""
-    if config.training.step == "plain" or device.type != "cpu":
+    """Make what trains `start` on `device`, as `training.step` says.
+
+    Raises: CycleFailed(device_unavailable) where the fast step of a GPU lacks what it needs.
+    """
+    if config.training.step == "plain":
         return PlainStep(start.to(device), config)
-    return SparseStep(start, config)
+    if device.type == "cpu":
+        return SparseStep(start, config)
+    _require_triton()
+    from dmsae.gpu_step import GpuStep  # only the builds of torch for a GPU bring Triton
+
+    return GpuStep(start.to(device), config)
+
+
+def _require_triton() -> None:
+    has_compiler = "CC" in os.environ or shutil.which("gcc") or shutil.which("clang")
+    if has_compiler and importlib.util.find_spec("triton") is not None:
+        return
+    missing = "Triton, which comes with torch for a GPU," if has_compiler else "a C compiler (gcc or clang)"
+    raise CycleFailed(
+        "device_unavailable",
+        f"training.step = 'fast': on a GPU it needs {missing} and finds none; 'plain' needs neither",
+        param="training.step",
+    )
 
 
 class Trained(NamedTuple):

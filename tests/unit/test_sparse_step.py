@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from dmsae.config import DistillationConfig
+from dmsae.errors import CycleFailed
 from dmsae.estimates import has_fast_int8
 from dmsae.losses import total_loss
 from dmsae.plain_step import PlainStep
@@ -59,7 +60,8 @@ def close(one: Tensor, other: Tensor, name: str, *, tolerance: float = ROUNDING,
 
 def is_near_tie(plain: PlainStep, selected: Selected) -> bool:
     """Tell whether two values around the border are equal but for rounding, so that either may be kept."""
-    acts, pre_acts = plain._latent_acts.detach(), plain._pre_acts.detach()
+    n_exempt = plain._sparsity.n_exempt
+    acts, pre_acts = plain._latent_acts.detach()[:, n_exempt:], plain._pre_acts.detach()[:, n_exempt:]
     if not (acts > 0).any() or int((acts > 0).sum()) >= int((pre_acts > 0).sum()):
         return False
     left_out = pre_acts[(acts == 0) & (pre_acts > 0)].max()
@@ -199,13 +201,26 @@ def test_a_step_of_training_size_screens_by_int8_and_equals_the_plain_one() -> N
     assert assert_same_step(plain, sparse, x, is_dead=torch.arange(n_latents) >= 4000, is_mean=False)
 
 
-def test_the_setting_chooses_the_step_and_a_gpu_takes_the_plain_one() -> None:
-    def chosen(way: str, device: str) -> type[Step]:
+def test_the_setting_chooses_the_step_on_a_cpu() -> None:
+    def chosen(way: str) -> type[Step]:
         config = make_config(step=way)
-        return type(make_step(start_of(config, 0, 12), config, device=torch.device(device)))
+        return type(make_step(start_of(config, 0, 12), config, device=CPU))
 
     assert make_config().training.step == "plain"
-    assert chosen("fast", "cpu") is SparseStep
-    assert chosen("plain", "cpu") is PlainStep
-    assert chosen("fast", "meta") is PlainStep
-    assert CPU.type == "cpu"
+    assert chosen("fast") is SparseStep
+    assert chosen("plain") is PlainStep
+
+
+@pytest.mark.parametrize("missing", ["Triton", "a C compiler"])
+def test_a_gpu_without_what_its_fast_step_needs_is_refused_and_takes_no_other_step(
+    missing: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("CC", raising=False)
+    monkeypatch.setattr("importlib.util.find_spec", lambda _name: None)
+    monkeypatch.setattr(
+        "shutil.which", lambda name: None if missing == "a C compiler" else f"/usr/bin/{name}"
+    )
+    config = make_config(step="fast")
+    with pytest.raises(CycleFailed, match=f"needs {missing}") as refused:
+        make_step(start_of(config, 0, 12), config, device=torch.device("cuda"))
+    assert (refused.value.failure, refused.value.param) == ("device_unavailable", "training.step")
