@@ -1,33 +1,29 @@
-"""How true are the scores: what does the loss really do when one latent is taken away?
+"""What does the loss really do when one latent is taken away?
 
-For a sample of the candidates, the loss change of ablating each alone, beside the scores of `attribution.py`.
+For a sample of the candidates, the loss change of ablating each alone. How far the scores of `attribution.py`
+agree with it is left to `agreement.py`.
 """
 
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import numpy as np
 import torch
 from jaxtyping import Float, Float64, Int
-from numpy.typing import NDArray
 from torch import Tensor
 
 from dmsae.activations import ContextBatch
-from dmsae.attribution import Attribution
+from dmsae.attribution import Attribution, Replacement
 from dmsae.config import AttributionConfig
 from dmsae.randomness import named_generator
-from dmsae.sae import MatryoshkaSae
-from dmsae.scoring import SCORES
 from dmsae.splicing import (
     UPPER_POSITIONS,
     RunUpper,
     is_counted,
     kept,
-    row_losses,
     splice,
     split_rows,
     take_rows,
+    token_losses,
 )
 
 
@@ -35,25 +31,20 @@ class LossChanges(NamedTuple):
     """By how much the loss rises without one latent at a time."""
 
     latents: Int[Tensor, " n_sampled"]
-    changes: Float64[Tensor, " n_sampled"]
-    """Nats per kept token of all contexts, those included in which the latent is silent."""
-    n_tokens: int
+    by_document: Float64[Tensor, "n_documents n_sampled"]
+    """Nats by which the summed loss of a document rises; 0 where the latent is silent throughout."""
+    document_tokens: Int[Tensor, " n_documents"]
+    """Kept tokens of each document."""
 
+    @property
+    def n_tokens(self) -> int:
+        """Kept tokens of all documents."""
+        return int(self.document_tokens.sum())
 
-@dataclass(frozen=True)
-class AblationCheck:
-    """Measured loss changes of single latents, and how far each score agrees with them in rank."""
-
-    n_tokens: int
-    latent_indices: list[int]
-    loss_changes: list[float]
-    """Nats a kept token by which the loss rises without the latent."""
-    rank_correlations: dict[str, float | None]
-    """Spearman's, by name of the score; null for fewer than three latents or where one side does not vary."""
-
-    def to_metrics(self) -> dict[str, Any]:
-        """Give the entry `ablation` of `metrics.json`."""
-        return asdict(self)
+    @property
+    def changes(self) -> Float64[Tensor, " n_sampled"]:
+        """Nats per kept token of all documents, those included in which the latent is silent."""
+        return self.by_document.sum(dim=0) / max(1, self.n_tokens)
 
 
 def sample_latents(
@@ -76,41 +67,52 @@ def sample_latents(
 def measure_ablations(
     batches: Iterable[ContextBatch],
     run_upper: RunUpper,
-    sae: MatryoshkaSae,
+    replacement: Replacement,
     *,
-    rms: float,
     latents: Int[Tensor, " n_sampled"],
 ) -> LossChanges:
-    """Measure by how much the loss rises when one latent at a time is left out of x_hat_1.
+    """Measure by how much the loss rises when one latent at a time is left out of what replaces x.
 
     Only contexts in which a latent fires are run again without it: nothing changes in the others.
 
     Source: METHOD 8.
     """
-    changes, n_tokens = torch.zeros(len(latents), dtype=torch.float64), 0
-    for batch in split_rows(batches):
-        n_tokens += int(batch.is_kept.sum())
-        acts = sae.encode(kept(batch, sae.W_dec.device) / rms)
-        x_hat = rms * sae.decode(acts, sae.prefix_widths[0])
-        intact = batch._replace(activations=splice(batch, x_hat).cpu())
-        losses = _losses(intact, run_upper)
-        for part in _ablated_rows(intact, acts, sae, rms=rms, latents=latents):
-            changes.index_add_(0, part.which, _losses(part.batch, run_upper) - losses[part.row])
-    return LossChanges(latents, changes / max(1, n_tokens), n_tokens)
+    pieces = [_measure(batch, run_upper, replacement, latents=latents) for batch in split_rows(batches)]
+    none = torch.zeros(0, dtype=torch.int64)
+    read = torch.cat([none, *(piece.documents for piece in pieces)])
+    documents, place = torch.unique(read, return_inverse=True)
+    tokens = torch.zeros(len(documents), dtype=torch.int64)
+    changes = torch.zeros(len(documents), len(latents), dtype=torch.float64)
+    if pieces:
+        tokens.index_add_(0, place, torch.cat([piece.tokens for piece in pieces]))
+        changes.index_add_(0, place, torch.cat([piece.changes for piece in pieces]))
+    return LossChanges(latents, changes, tokens)
 
 
-def compare(loss_changes: LossChanges, attribution: Attribution) -> AblationCheck:
-    """Set measured loss changes beside each of the four scores."""
-    changes = loss_changes.changes.tolist()
-    return AblationCheck(
-        n_tokens=loss_changes.n_tokens,
-        latent_indices=loss_changes.latents.tolist(),
-        loss_changes=changes,
-        rank_correlations={
-            name: _rank_correlation(changes, attribution.scores[name][loss_changes.latents].tolist())
-            for name in SCORES
-        },
-    )
+class _Piece(NamedTuple):
+    """What one batch tells of each of its documents."""
+
+    documents: Int[Tensor, " n_documents"]
+    tokens: Int[Tensor, " n_documents"]
+    changes: Float64[Tensor, "n_documents n_sampled"]
+
+
+def _measure(
+    batch: ContextBatch, run_upper: RunUpper, replacement: Replacement, *, latents: Int[Tensor, " n_sampled"]
+) -> _Piece:
+    x = kept(batch, replacement.sae.W_dec.device)
+    acts = replacement.encode(x)
+    intact = batch._replace(activations=splice(batch, replacement.of(x, replacement.decode(acts))).cpu())
+    documents, place = torch.unique(batch.document_index, return_inverse=True)
+    intact = intact._replace(document_index=place)
+    losses = _losses(intact, run_upper, n_documents=len(documents))
+    changes = torch.zeros(len(latents), len(documents), dtype=torch.float64)
+    for part in _ablated_rows(intact, acts[:, latents].cpu(), replacement, latents=latents):
+        without = _losses(part.batch, run_upper, n_documents=len(documents))
+        changes.index_add_(0, part.which, without - losses[part.row])
+    tokens = torch.bincount(place[batch.is_kept], minlength=len(documents))
+    is_read = tokens > 0
+    return _Piece(documents[is_read], tokens[is_read], changes.T[is_read])
 
 
 class _AblatedRows(NamedTuple):
@@ -123,41 +125,45 @@ class _AblatedRows(NamedTuple):
 
 def _ablated_rows(
     batch: ContextBatch,
-    acts: Float[Tensor, "n_kept n_latents"],
-    sae: MatryoshkaSae,
+    acts: Float[Tensor, "n_kept n_sampled"],
+    replacement: Replacement,
     *,
-    rms: float,
     latents: Int[Tensor, " n_sampled"],
 ) -> Iterator[_AblatedRows]:
     """Give the contexts in which a sampled latent fires, without it, some at a time.
 
-    `batch` has the reconstruction in the place of its activations already.
+    `batch` has the replacement in the place of its activations already. Contexts of like length come together
+    and lose the columns behind the last loss that counts: attention is causal, so nothing there matters.
     """
-    columns = torch.zeros(len(latents), *batch.is_kept.shape, dtype=acts.dtype)
-    columns[:, batch.is_kept] = acts[:, latents].T.cpu()
-    W_dec = sae.W_dec[latents].cpu()
+    columns = torch.zeros(acts.shape[1], *batch.is_kept.shape, dtype=acts.dtype)
+    columns[:, batch.is_kept] = acts.T
+    W_dec = replacement.sae.W_dec[latents].cpu()
+    lengths = _used_columns(batch)
     which_all, row_all = (columns > 0).any(dim=2).nonzero(as_tuple=True)
+    by_length = lengths[row_all].argsort(stable=True)
+    which_all, row_all = which_all[by_length], row_all[by_length]
     step = max(1, UPPER_POSITIONS // batch.is_kept.shape[1])
     for start in range(0, len(row_all), step):
         which, row = which_all[start : start + step], row_all[start : start + step]
-        part = take_rows(batch, row)
-        without = rms * columns[which, row, :, None] * W_dec[which, None, :]
+        n_columns = int(lengths[row].max())
+        part = ContextBatch(*(field[:, :n_columns] for field in take_rows(batch, row)))
+        without = replacement.rms * columns[which, row, :n_columns, None] * W_dec[which, None, :]
         yield _AblatedRows(which, row, part._replace(activations=part.activations - without))
 
 
-def _losses(batch: ContextBatch, run_upper: RunUpper) -> Float64[Tensor, " n"]:
-    return row_losses(run_upper(batch, batch.activations), batch, is_counted(batch))
+def _used_columns(batch: ContextBatch) -> Int[Tensor, " n"]:
+    """Count the columns of each context up to the target of its last loss that counts, two at least."""
+    place = torch.arange(batch.is_kept.shape[1])
+    last = torch.where(is_counted(batch), place, 0).amax(dim=1)
+    return last + 2
 
 
-def _rank_correlation(changes: list[float], scores: list[float]) -> float | None:
-    """Spearman's; here because importing `scipy.stats` for it would cost every cycle more than a second."""
-    if len(changes) < 3 or len(set(changes)) == 1 or len(set(scores)) == 1:
-        return None
-    return float(np.corrcoef(_ranks(changes), _ranks(scores))[0, 1])
-
-
-def _ranks(values: list[float]) -> NDArray[np.float64]:
-    """Give each value's place in ascending order, ties the mean of theirs."""
-    _, place, counts = np.unique(values, return_inverse=True, return_counts=True)
-    means: NDArray[np.float64] = counts.cumsum() - (counts - 1) / 2
-    return means[place]
+def _losses(
+    batch: ContextBatch, run_upper: RunUpper, *, n_documents: int
+) -> Float64[Tensor, "n n_documents"]:
+    """Sum the counted losses of each context by document; `document_index` counts those of this batch."""
+    counted = is_counted(batch)
+    losses = token_losses(run_upper(batch, batch.activations), batch, counted)
+    cell = counted.nonzero()[:, 0] * n_documents + batch.document_index[counted]
+    sums = torch.zeros(len(counted) * n_documents, dtype=torch.float64)
+    return sums.index_add(0, cell, losses).view(len(counted), n_documents)

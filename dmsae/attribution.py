@@ -6,6 +6,7 @@ attributes the loss to each of its latents (the candidates). How attributions be
 """
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 import torch
@@ -18,6 +19,35 @@ from dmsae.errors import CycleFailed
 from dmsae.sae import MatryoshkaSae
 from dmsae.scoring import SCORES, Firings, Scores, firing_densities, score, score_errors
 from dmsae.splicing import RunUpper, is_counted, kept, row_losses, splice, split_rows, take_kept
+
+
+@dataclass(frozen=True)
+class Replacement:
+    """What stands in the place of a kept activation: the most nested reconstruction of an SAE (METHOD 8)."""
+
+    sae: MatryoshkaSae
+    rms: float
+    error_term: Literal["none", "add"] = "none"
+    """`add` keeps x - x_hat_1 beside it: the value is x, but it moves with x_hat_1 alone."""
+
+    @property
+    def n_candidates(self) -> int:
+        """Latents of the most nested reconstruction."""
+        return self.sae.prefix_widths[0]
+
+    def encode(self, x: Float[Tensor, "n d_model"]) -> Float[Tensor, "n n_candidates"]:
+        """Give the candidates' activations, at normalised scale, of raw activations."""
+        return self.sae.encode(x / self.rms)[:, : self.n_candidates]
+
+    def decode(self, acts: Float[Tensor, "n n_candidates"]) -> Float[Tensor, "n d_model"]:
+        """Give x_hat_1, raw."""
+        return self.rms * self.sae.decode(acts, self.n_candidates)
+
+    def of(
+        self, x: Float[Tensor, "n d_model"], x_hat: Float[Tensor, "n d_model"]
+    ) -> Float[Tensor, "n d_model"]:
+        """Give what stands in the place of `x`, differentiable in its reconstruction alone; raw units."""
+        return x_hat + (x - x_hat).detach() if self.error_term == "add" else x_hat
 
 
 class Attribution(NamedTuple):
@@ -72,10 +102,10 @@ def attribute(
     Raises: CycleFailed(dataset_exhausted) where no token is kept.
     Source: METHOD 8. Our choice: the replacement has no error term unless `error_term` is `add`.
     """
-    n_candidates = sae.prefix_widths[0]
+    replacement = Replacement(sae, rms, config.error_term)
+    n_candidates = replacement.n_candidates
     readings = [
-        _read(batch, run_upper, sae, rms=rms, error_term=config.error_term)
-        for batch in split_rows(take_kept(batches, config.n_tokens))
+        _read(batch, run_upper, replacement) for batch in split_rows(take_kept(batches, config.n_tokens))
     ]
     firings = _join([reading.firings for reading in readings])
     n_losses = sum(reading.n_losses for reading in readings)
@@ -97,27 +127,19 @@ def attribute(
     )
 
 
-def _read(
-    batch: ContextBatch,
-    run_upper: RunUpper,
-    sae: MatryoshkaSae,
-    *,
-    rms: float,
-    error_term: Literal["none", "add"],
-) -> _Reading:
+def _read(batch: ContextBatch, run_upper: RunUpper, replacement: Replacement) -> _Reading:
     """Attribute the summed loss of one batch to each firing of a candidate."""
-    n_candidates, counted = sae.prefix_widths[0], is_counted(batch)
+    W_dec, counted = replacement.sae.W_dec[: replacement.n_candidates], is_counted(batch)
     with torch.no_grad():
-        x = kept(batch, sae.W_dec.device)
-        acts = sae.encode(x / rms)
-        x_hat = rms * sae.decode(acts, n_candidates)
+        x = kept(batch, W_dec.device)
+        acts = replacement.encode(x)
+        x_hat = replacement.decode(acts)
     with torch.enable_grad():
         x_hat.requires_grad_()
-        value = x_hat + (x - x_hat).detach() if error_term == "add" else x_hat
-        loss = row_losses(run_upper(batch, splice(batch, value)), batch, counted).sum()
+        logits = run_upper(batch, splice(batch, replacement.of(x, x_hat)))
+        loss = row_losses(logits, batch, counted).sum()
         (gradient,) = torch.autograd.grad(loss, x_hat)
-    acts = acts[:, :n_candidates]
-    attributions = rms * acts * (gradient @ sae.W_dec[:n_candidates].T)
+    attributions = replacement.rms * acts * (gradient @ W_dec.T)
     return _Reading(_firings(batch, acts.cpu(), attributions.cpu()), loss.item(), int(counted.sum()))
 
 

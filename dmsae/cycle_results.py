@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from safetensors.torch import save_file
 
-from dmsae.ablation import AblationCheck
+from dmsae.agreement import AblationCheck
 from dmsae.attribution import Attribution
 from dmsae.config import SPLIT_SALT
 from dmsae.cycle_events import given_density

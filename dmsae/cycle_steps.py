@@ -9,8 +9,9 @@ from pathlib import Path
 
 import torch
 
-from dmsae.ablation import AblationCheck, compare, measure_ablations, sample_latents
-from dmsae.attribution import Attribution, attribute
+from dmsae.ablation import measure_ablations, sample_latents
+from dmsae.agreement import AblationCheck, compare
+from dmsae.attribution import Attribution, Replacement, attribute
 from dmsae.config import CycleSpec
 from dmsae.cycle_events import (
     tell_cache_unavailable,
@@ -120,5 +121,5 @@ def check_scores(
     config = run.config.attribution
     latents = sample_latents(attribution, config=config, seed=run.seed)
     batches = take_kept(harvest.attribution, config.ablation_tokens)
-    changes = measure_ablations(batches, run.run_upper, sae, rms=harvest.survey.scale.rms, latents=latents)
-    return compare(changes, attribution)
+    replacement = Replacement(sae, harvest.survey.scale.rms, config.error_term)
+    return compare(measure_ablations(batches, run.run_upper, replacement, latents=latents), attribution)

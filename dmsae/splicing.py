@@ -7,7 +7,7 @@ activation is theirs to say.
 from collections.abc import Callable, Iterable, Iterator
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Float64, Int
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
@@ -82,11 +82,17 @@ def row_losses(
 
     Shapes: float64 nats on the CPU, summed over the counted positions of a row.
     """
-    targets = next_tokens(batch, counted).to(logits.device)
-    losses = cross_entropy(logits[counted], targets, reduction="none")
     row_index = counted.nonzero()[:, 0]
     sums = torch.zeros(len(counted), dtype=torch.float64)
-    return sums.index_add(0, row_index, losses.double().cpu())
+    return sums.index_add(0, row_index, token_losses(logits, batch, counted))
+
+
+def token_losses(
+    logits: Float[Tensor, "n t vocab"], batch: ContextBatch, counted: Bool[Tensor, "n t"]
+) -> Float64[Tensor, " n_counted"]:
+    """Give the next-token cross-entropy at each counted position: float64 nats on the CPU."""
+    targets = next_tokens(batch, counted).to(logits.device)
+    return cross_entropy(logits[counted], targets, reduction="none").double().cpu()
 
 
 def take_rows(batch: ContextBatch, rows: slice | Bool[Tensor, " n"] | Int[Tensor, " n_rows"]) -> ContextBatch:
