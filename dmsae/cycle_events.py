@@ -6,13 +6,54 @@ Each event names what was found, the bound that it passed, and what may be done.
 from statistics import median
 from typing import Any
 
+from dmsae.checkpoints import Checkpoint, CheckpointRefused, hardware_of
 from dmsae.cycle_inputs import CycleRun, Harvest
 from dmsae.metrics import Evaluation
+from dmsae.reporting import Report
 from dmsae.selection import IDENTITY_LOST_BELOW, Selection, is_identity_lost, median_jaccard
 from dmsae.sparsity import Calibration, Sparsity
 
 DENSE_CORE_ABOVE = 0.5
 """Median density of the core given above which it counts as dense. Ours."""
+
+
+def tell_resumed(run: CycleRun, resumed: Checkpoint) -> None:
+    """Say from which step on training goes on, and whether what its bits depend on has changed since."""
+    run.report.event(
+        "resumed",
+        f"Training goes on after step {resumed.step}, from the checkpoint of an earlier attempt.",
+        {"step": resumed.step},
+    )
+    before, now = resumed.notes["hardware"], hardware_of(run.device)
+    changed = sorted(name for name in {*before, *now} if before.get(name) != now.get(name))
+    if changed:
+        shown = "; ".join(f"{name}: {before.get(name)}, now {now.get(name)}" for name in changed)
+        run.report.event(
+            "hardware_changed",
+            f"Training goes on elsewhere than it began ({shown}): sums of floats may differ in their last "
+            "bits from those of a run on one machine.",
+            {"before": before, "now": now},
+        )
+
+
+def tell_refused(report: Report, refused: CheckpointRefused) -> None:
+    """Say that the cycle begins anew, and what is wrong with the checkpoint that it was given."""
+    report.event(
+        "checkpoint_refused",
+        f"The checkpoint of an earlier attempt cannot be used: {refused.message}. The cycle begins anew.",
+        {"reason": refused.message},
+    )
+
+
+def tell_unwritten(run: CycleRun, error: OSError) -> None:
+    """Say that a checkpoint could not be written."""
+    reason = error.strerror or str(error)
+    run.report.event(
+        "checkpoint_unwritten",
+        f"This worker cannot write checkpoints ({reason}): training goes on, and would have to go back to "
+        "the last one written, or to the beginning, if this attempt broke off.",
+        {"reason": reason},
+    )
 
 
 def tell_dropped(run: CycleRun, harvest: Harvest) -> None:

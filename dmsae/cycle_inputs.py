@@ -15,7 +15,8 @@ from torch import Tensor
 
 from dmsae.activation_cache import ActivationCache
 from dmsae.activations import ContextBatch, Dropped, Harvester, Scale, collect
-from dmsae.config import ACTIVATION_CACHE_BYTES, SPLIT_SALT, CycleSpec, DistillationConfig
+from dmsae.checkpoints import Checkpoint
+from dmsae.config import ACTIVATION_CACHE_BYTES, SPLIT_SALT, CycleConfig, CycleSpec
 from dmsae.contexts import Contexts, TokenisedText
 from dmsae.cycle_text import MARGIN, OpenText, open_text, read_text, tell_skipped, telling_counts
 from dmsae.documents import Part
@@ -26,12 +27,12 @@ from dmsae.kept_activations import KeptBatches, keep_batches, keep_windows
 from dmsae.models import LoadedModel, check_fit, load_model
 from dmsae.pace import HarvestPace, measure_token_s
 from dmsae.randomness import derived_seed
-from dmsae.reporting import Report
+from dmsae.reporting import OnceReport, Report
 from dmsae.sae import Core, Provenance
 from dmsae.splicing import RunUpper, take_kept
 from dmsae.stored_activations import StoredText
 from dmsae.survey import Survey, survey
-from dmsae.windows import HarvestedWindows, Windows
+from dmsae.windows import Count, HarvestedWindows, Windows
 
 MAX_RESIDENT_BYTES = 2**30
 """Memory that training windows may take, but for the one in use and the one that is made ready."""
@@ -48,6 +49,8 @@ class Places:
     """Folder with the stored objects that the text names."""
     allowed_roots: Sequence[Path] | None = None
     """Folders from which text files may be read; null allows all."""
+    resume_dir: Path | None = None
+    """A checkpoint to go on from."""
     activation_cache_bytes: int = ACTIVATION_CACHE_BYTES
     """Room for harvested training activations below the cache folder; 0 keeps none."""
 
@@ -61,9 +64,11 @@ class CycleRun:
     hook: HookPoint
     core: Core | None
     """The core that this cycle starts from; none in cycle 0."""
-    report: Report
+    report: OnceReport
     places: Places
     text: OpenText
+    resumed: Checkpoint | None = None
+    """Where an earlier attempt at this cycle left off; none where it begins."""
 
     @property
     def cache_dir(self) -> Path:
@@ -77,7 +82,7 @@ class CycleRun:
         return ActivationCache(root, max_bytes=max_bytes)
 
     @property
-    def config(self) -> DistillationConfig:
+    def config(self) -> CycleConfig:
         """The settings of the distillation."""
         return self.spec.config
 
@@ -147,7 +152,9 @@ class Harvest(NamedTuple):
         return {"training": self.survey.dropped, **self.measured_dropped}
 
 
-def open_run(spec: CycleSpec, *, places: Places, report: Report) -> CycleRun:
+def open_run(
+    spec: CycleSpec, *, places: Places, report: Report, resumed: Checkpoint | None = None
+) -> CycleRun:
     """Read the core, try out the text, then load the model, and refuse what does not fit together.
 
     Raises: CycleFailed.
@@ -161,12 +168,13 @@ def open_run(spec: CycleSpec, *, places: Places, report: Report) -> CycleRun:
     loaded = load_model(config.model, activations=config.activations, device=device, cache_dir=cache_dir)
     check_fit(loaded, layer=config.activations.layer, context_length=config.data.context_length)
     hook = resolve_hook(loaded, layer=config.activations.layer, hook=config.activations.hook)
-    run = CycleRun(spec, loaded, hook, core, report, places, text)
+    once = OnceReport(report, () if resumed is None else resumed.notes["told"])
+    run = CycleRun(spec, loaded, hook, core, once, places, text, resumed)
     check_run(run)
     return run
 
 
-def open_device(config: DistillationConfig) -> torch.device:
+def open_device(config: CycleConfig) -> torch.device:
     """Give the device that the settings ask for; which GPU `cuda` is was decided by who started the trainer.
 
     Raises: CycleFailed with `device_unavailable`; nothing falls back to the CPU.
@@ -278,6 +286,10 @@ def _harvest(run: CycleRun, tokens: TokenisedText) -> Harvest:
     harvester, contexts = run.harvester(pace.add), tokens.parts
     windows = open_windows(run, tokens, harvester)
     given = None if core is None else Scale(rms=core.rms, median_norm=core.median_norm)
+    counts: list[Count] = []
+    if run.resumed is not None:
+        given = given or Scale(**run.resumed.notes["scale"])
+        counts = run.resumed.notes["counts"]
     dropped: dict[Part, Dropped] = {}
     troubles: list[str] = []
 
@@ -290,7 +302,7 @@ def _harvest(run: CycleRun, tokens: TokenisedText) -> Harvest:
         return taken
 
     try:
-        found = survey(windows, config, scale=given)
+        found = survey(windows, config, scale=given, counts=counts)
         attribution = read("attribution", config.attribution.n_tokens, max_norm=found.tally.max_norm)
         evaluation = read("evaluation", config.evaluation.n_tokens, max_norm=found.tally.max_norm)
     except BaseException:
@@ -299,9 +311,9 @@ def _harvest(run: CycleRun, tokens: TokenisedText) -> Harvest:
     pace.finish()
     token_s = measure_token_s(harvester, contexts["attribution"])
     windows.start_watch()
-    counts = tokens.n_documents, dict(tokens.n_rows_skipped)
+    seen = tokens.n_documents, dict(tokens.n_rows_skipped)
     trouble = troubles[0] if troubles else None
-    return Harvest(windows, found, attribution, evaluation, dropped, token_s, *counts, trouble)
+    return Harvest(windows, found, attribution, evaluation, dropped, token_s, *seen, trouble)
 
 
 def open_windows(run: CycleRun, tokens: TokenisedText, harvester: Harvester) -> Windows:

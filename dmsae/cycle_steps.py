@@ -12,6 +12,7 @@ import torch
 from dmsae.ablation import measure_ablations, sample_latents
 from dmsae.agreement import AblationCheck, compare
 from dmsae.attribution import Attribution, Replacement, attribute
+from dmsae.checkpoints import Checkpoints
 from dmsae.config import CycleSpec
 from dmsae.cycle_events import (
     tell_cache_unavailable,
@@ -26,14 +27,17 @@ from dmsae.cycle_results import Results, metrics_record, save
 from dmsae.metrics import evaluate
 from dmsae.pace import Clock, Pace, estimate_measuring_s
 from dmsae.reporting import Report
+from dmsae.resuming import make_trainer, read_checkpoint, write_checkpoint
 from dmsae.sae import MatryoshkaSae
 from dmsae.selection import Selection, select
 from dmsae.splicing import take_kept
 from dmsae.stream import Order, TokenStream
-from dmsae.training import Trained, Trainer
+from dmsae.training import Trained
 
 
-def run_cycle(spec: CycleSpec, out: Path, *, places: Places, report: Report) -> None:
+def run_cycle(
+    spec: CycleSpec, out: Path, *, places: Places, report: Report, checkpoints: Checkpoints | None = None
+) -> None:
     """Run one cycle around the core at its place and write its results into the empty folder `out`.
 
     Mutates: torch's thread count and its choice of deterministic kernels, both for the whole process.
@@ -45,7 +49,8 @@ def run_cycle(spec: CycleSpec, out: Path, *, places: Places, report: Report) -> 
     torch.use_deterministic_algorithms(True)
 
     clock.enter("loading")
-    run = open_run(spec, places=places, report=report)
+    resumed = read_checkpoint(spec, places, report)
+    run = open_run(spec, places=places, report=report, resumed=resumed)
     tokens = read_contexts(run)
 
     clock.enter("harvesting")
@@ -54,7 +59,7 @@ def run_cycle(spec: CycleSpec, out: Path, *, places: Places, report: Report) -> 
 
     clock.enter("training")
     with closing(harvest.windows):
-        trained = train(run, harvest)
+        trained = train(run, harvest, clock=clock, checkpoints=checkpoints)
     sae = trained.sae
 
     clock.enter("attributing")
@@ -74,7 +79,7 @@ def run_cycle(spec: CycleSpec, out: Path, *, places: Places, report: Report) -> 
     save(run, out, results, metrics=metrics_record(run, results, clock))
 
 
-def train(run: CycleRun, harvest: Harvest) -> Trained:
+def train(run: CycleRun, harvest: Harvest, *, clock: Clock, checkpoints: Checkpoints | None) -> Trained:
     """Train this cycle's SAE, saying about once a second how far it is, and where the core left no budget.
 
     Raises: CycleFailed.
@@ -87,13 +92,18 @@ def train(run: CycleRun, harvest: Harvest) -> Trained:
         tell_dropped(run, harvest)
     order = Order(config.seed, run.spec.cycle_index)
     stream = TokenStream(windows, harvest.survey, config.training, order=order)
-    trainer = Trainer(config, run.core, stream, seed=run.seed, device=run.device)
+    trainer = make_trainer(run, harvest, stream, clock=clock)
     later_s = estimate_measuring_s(run.loaded, config, token_s=harvest.token_s)
-    pace = Pace(n_steps=stream.n_steps, batch_tokens=config.training.batch_tokens, later_s=later_s)
+    batch_tokens, first_step = config.training.batch_tokens, trainer.step
+    pace = Pace(n_steps=stream.n_steps, batch_tokens=batch_tokens, later_s=later_s, first_step=first_step)
+    if checkpoints is not None:
+        checkpoints.start_watch()
     for progress in trainer.run():
         if pace.is_due(progress.step):
             figures = {**progress._asdict(), "n_tokens_total": stream.n_tokens, **pace.figures(progress.step)}
             run.report.progress(figures)
+        if checkpoints is not None and checkpoints.is_due(progress.step, n_steps=stream.n_steps):
+            write_checkpoint(run, harvest, trainer, clock=clock, checkpoints=checkpoints)
     trained = trainer.finish()
     harvest.survey.tally.save()
     if not is_counted:

@@ -10,11 +10,12 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from dmsae.activations import SCALE_TOKENS, Harvester, require_tokens
-from dmsae.config import DataConfig, DistillationConfig, StoredActivations
+from dmsae.config import CycleConfig, DataConfig
 from dmsae.contexts import TokenisedText, TokenRequest, check_ids, read_in_memory
 from dmsae.documents import BuiltinDocuments, Documents, Part, open_documents
 from dmsae.errors import CycleFailed
 from dmsae.reporting import Report
+from dmsae.sources import StoredActivations
 from dmsae.stored_activations import StoredShards
 from dmsae.survey import token_budget
 from dmsae.token_files import has_tokens, open_tokens
@@ -44,7 +45,7 @@ def open_text(
 
 
 def read_text(
-    text: OpenText, harvester: Harvester, config: DistillationConfig, *, margin: float, cache_dir: Path
+    text: OpenText, harvester: Harvester, config: CycleConfig, *, margin: float, cache_dir: Path
 ) -> TokenisedText:
     """Give the contexts of the three parts, refusing at once a part that is plainly too small.
 
@@ -68,7 +69,7 @@ def read_text(
     return tokens
 
 
-def tokens_needed(config: DistillationConfig, *, margin: float) -> dict[Part, int | None]:
+def tokens_needed(config: CycleConfig, *, margin: float) -> dict[Part, int | None]:
     """Say how many tokens of each part to read; null is all there are.
 
     Training reads as many as the scale is taken from, at least, so that a small budget has the same scale.
@@ -83,7 +84,7 @@ def tokens_needed(config: DistillationConfig, *, margin: float) -> dict[Part, in
     return {part: None if n is None else math.ceil(n * (1 + margin)) for part, n in wanted.items()}
 
 
-def require_enough(tokens: TokenisedText, config: DistillationConfig) -> None:
+def require_enough(tokens: TokenisedText, config: CycleConfig) -> None:
     """Refuse a part that holds fewer tokens than are asked for, whatever their norms.
 
     Raises: CycleFailed with `dataset_exhausted`.

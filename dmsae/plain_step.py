@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from dmsae.config import DistillationConfig
+from dmsae.config import CycleConfig
 from dmsae.losses import Losses, dead_latent_loss, reconstruction_losses
 from dmsae.sae import MatryoshkaSae, decode_prefixes, normalise_rows_
 from dmsae.sparsity import Sparsity
@@ -27,7 +27,7 @@ def remove_radial_gradient_(W_dec: Float[Tensor, "n_latents d_model"]) -> None:
 class PlainStep:
     """Trains on any device (`steps.Step`): same arguments and thread count, same bits."""
 
-    def __init__(self, start: MatryoshkaSae, config: DistillationConfig) -> None:
+    def __init__(self, start: MatryoshkaSae, config: CycleConfig) -> None:
         self._n_core, self._prefix_widths = start.n_core, list(start.prefix_widths)
         self._sparsity = Sparsity.of(config.sae, n_core=start.n_core)
         self._clip_norm = config.training.grad_clip_norm

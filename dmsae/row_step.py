@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from dmsae.config import DistillationConfig
+from dmsae.config import CycleConfig
 from dmsae.row_adam import Gradient, RowAdam, StepRows
 from dmsae.sae import MatryoshkaSae
 from dmsae.sparsity import Sparsity
@@ -41,7 +41,7 @@ class RowStep:
     `share` is the weight of each prefix's mean squared error in what is minimised.
     """
 
-    def __init__(self, start: MatryoshkaSae, config: DistillationConfig, *, step_rows: StepRows) -> None:
+    def __init__(self, start: MatryoshkaSae, config: CycleConfig, *, step_rows: StepRows) -> None:
         training, n_prefixes = config.training, len(start.prefix_widths)
         self._share = 1 / n_prefixes if config.sae.prefix_loss == "mean" else 1.0
         self._n_core, self._prefix_widths = start.n_core, list(start.prefix_widths)

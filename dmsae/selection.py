@@ -15,7 +15,7 @@ import torch
 
 from dmsae.activations import Scale
 from dmsae.attribution import Attribution
-from dmsae.config import CycleSpec, DistillationConfig
+from dmsae.config import CycleConfig, CycleSpec
 from dmsae.errors import CycleFailed
 from dmsae.metrics import Drift
 from dmsae.sae import Core, CoreLatent, MatryoshkaSae, Provenance
@@ -306,7 +306,7 @@ def _require_meaningful(scores: list[float], name: str) -> None:
 
 
 def _figures(
-    attribution: Attribution, sae: MatryoshkaSae, *, choice: Choice, config: DistillationConfig
+    attribution: Attribution, sae: MatryoshkaSae, *, choice: Choice, config: CycleConfig
 ) -> list[_Figures]:
     """Give the figures of every candidate."""
     name, fraction = config.attribution.score, config.selection.attribution_fraction

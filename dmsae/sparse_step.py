@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from dmsae.config import DistillationConfig
+from dmsae.config import CycleConfig
 from dmsae.estimates import has_fast_int8
 from dmsae.losses import Losses
 from dmsae.row_adam import shared_by
@@ -27,7 +27,7 @@ LEAST_INT8_PRODUCT = 2**28
 class SparseStep(RowStep):
     """Trains on a CPU (`steps.Step`): same arguments, same bits."""
 
-    def __init__(self, start: MatryoshkaSae, config: DistillationConfig) -> None:
+    def __init__(self, start: MatryoshkaSae, config: CycleConfig) -> None:
         workers = RowWorkers()
         super().__init__(start, config, step_rows=shared_by(workers))
         n_products = config.training.batch_tokens * start.W_enc.numel()

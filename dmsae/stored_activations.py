@@ -18,12 +18,13 @@ from jaxtyping import Bool, Float, Int, Int64
 from torch import Tensor
 
 from dmsae.activations import Dropped, Harvester
-from dmsae.config import SPLIT_SALT, StoredActivations
+from dmsae.config import SPLIT_SALT
 from dmsae.contexts import Contexts, TokenisedText
 from dmsae.documents import PARTS, Part, part_of
 from dmsae.errors import CycleFailed
 from dmsae.randomness import named_generator
 from dmsae.shards import Shard, read_header, reading
+from dmsae.sources import StoredActivations
 from dmsae.text_files import find_local_files, unreadable
 from dmsae.windows import Stopped, Window, count_left_out, cut_contexts, join, lay_windows, round_piece
 

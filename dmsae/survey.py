@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from dmsae.activations import SCALE_TOKENS, Dropped, Scale, measure_scale, norm_limit
-from dmsae.config import DistillationConfig, TrainingConfig
+from dmsae.config import CycleConfig, TrainingConfig
 from dmsae.errors import CycleFailed
 from dmsae.windows import Count, Windows
 
@@ -53,7 +53,7 @@ class Tally:
         if self._windows.store is not None:
             self._windows.store.write_counts(self.max_norm, self.counts)
 
-    def adopt(self, counts: list[Count]) -> None:
+    def adopt(self, counts: Sequence[Count]) -> None:
         """Take over what another tally of the same windows found."""
         if len(counts) > len(self.counts):
             self.counts = [Count(n_kept, Dropped(*dropped)) for n_kept, dropped in counts]
@@ -108,8 +108,12 @@ class Survey(NamedTuple):
         return self.tally.dropped(self.n_tokens)
 
 
-def survey(windows: Windows, config: DistillationConfig, *, scale: Scale | None) -> Survey:
+def survey(
+    windows: Windows, config: CycleConfig, *, scale: Scale | None, counts: Sequence[Count] = ()
+) -> Survey:
     """Take the scale where none is given, and count the windows as far as must be before training.
+
+    `counts` is what another survey of the same windows counted.
 
     Raises: CycleFailed with `dataset_exhausted` where there is no token at all, or fewer than are asked for.
     """
@@ -120,6 +124,7 @@ def survey(windows: Windows, config: DistillationConfig, *, scale: Scale | None)
     norms = first_norms(windows) if scale is None else []
     scale = measure_scale(torch.cat(norms), config.activations) if scale is None else scale
     tally = Tally(windows, max_norm=norm_limit(scale, config.activations), norms=norms)
+    tally.adopt(counts)
     if may_count_later(windows, tally, training):
         return Survey(scale, tally, token_budget(training, n_available=n_candidates))
     tally.count_up_to(training.n_tokens)

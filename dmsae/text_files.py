@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, cast
 
 from dmsae import hub
-from dmsae.config import FileText, HubText, ObjectText
 from dmsae.errors import CycleFailed
+from dmsae.sources import FileText, HubText, ObjectText
 
 FORMATS = (".txt", ".jsonl", ".parquet")
 COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}

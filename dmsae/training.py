@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from dmsae.config import DistillationConfig, TrainingConfig
+from dmsae.config import CycleConfig, TrainingConfig
 from dmsae.errors import CycleFailed, DmsaeError
 from dmsae.losses import Losses, total_loss, variance
 from dmsae.plain_step import PlainStep
@@ -95,7 +95,7 @@ def learning_rate(config: TrainingConfig, step: int, *, n_steps: int) -> float:
     return config.lr * min(rise, fall)
 
 
-def make_step(start: MatryoshkaSae, config: DistillationConfig, *, device: torch.device) -> Step:
+def make_step(start: MatryoshkaSae, config: CycleConfig, *, device: torch.device) -> Step:
     """Make what trains `start` on `device`, as `training.step` says.
 
     Raises: CycleFailed(device_unavailable) where the fast step of a GPU lacks what it needs.
@@ -144,7 +144,7 @@ class Trainer:
 
     def __init__(
         self,
-        config: DistillationConfig,
+        config: CycleConfig,
         core: Core | None,
         stream: Stream,
         *,
@@ -205,16 +205,18 @@ class Trainer:
 
     def state_dict(self) -> dict[str, Any]:
         """Copy all that decides how training goes on, the stream's position included."""
-        return copy.deepcopy(
-            {
-                "step": self.step,
-                "n_clipped": self._n_clipped,
-                "n_budget": self._n_budget,
-                "tokens_since_selected": self._tokens_since_selected,
-                **self._stepper.state_dict(),
-                "stream": self._stream.state_dict(),
-            }
-        )
+        return copy.deepcopy(self.view_state())
+
+    def view_state(self) -> dict[str, Any]:
+        """Give the same as `state_dict`, not copied: it holds until the next step."""
+        return {
+            "step": self.step,
+            "n_clipped": self._n_clipped,
+            "n_budget": self._n_budget,
+            "tokens_since_selected": self._tokens_since_selected,
+            **self._stepper.state_dict(),
+            "stream": self._stream.state_dict(),
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from where `state_dict` was taken, by a trainer made with the same arguments."""

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from jaxtyping import Float
@@ -299,6 +299,24 @@ class Windows:
     def start_watch(self) -> None:
         """Count the seconds waited anew."""
         self._wait_s = 0.0
+
+    def usage_state(self) -> dict[str, Any]:
+        """Give what `usage` is made of, as JSON holds it."""
+        cached, errors = (
+            [[*each] for each in self._cached.items()],
+            [[*each] for each in self._errors.items()],
+        )
+        return {"n_harvested": self._n_harvested, "wait_s": self._wait_s, "cached": cached, "errors": errors}
+
+    def adopt_usage(self, state: dict[str, Any]) -> None:
+        """Add what an earlier attempt at the same cycle had used."""
+        self._n_harvested += state["n_harvested"]
+        self._wait_s += state["wait_s"]
+        self._cached = {**dict(state["cached"]), **self._cached}
+        self._errors = {
+            **{window: RoundingError(*error) for window, error in state["errors"]},
+            **self._errors,
+        }
 
     def close(self) -> None:
         """Stop what is being made ready, and let go of memory and cache; reading may begin anew."""

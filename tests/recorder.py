@@ -10,6 +10,7 @@ class Recorder:
         self.phases: list[str] = []
         self.steps: list[dict[str, Any]] = []
         self.events: dict[str, tuple[str, dict[str, Any]]] = {}
+        self.checkpoints: list[tuple[int, str]] = []
 
     def phase(self, phase: str) -> None:
         self.phases.append(phase)
@@ -19,3 +20,6 @@ class Recorder:
 
     def event(self, kind: str, message: str, data: dict[str, Any]) -> None:
         self.events[kind] = (message, data)
+
+    def checkpoint(self, step: int, path: str) -> None:
+        self.checkpoints.append((step, path))

@@ -12,9 +12,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from dmsae.config import ObjectText, StoredObject
 from dmsae.errors import Conflict, CycleFailed, NotFound
 from dmsae.service.objects import ObjectStore
+from dmsae.sources import ObjectText, StoredObject
 
 KEPT_BYTES = 20 << 30
 """Objects that are kept on a machine; the least recently used make room, those in use stay."""

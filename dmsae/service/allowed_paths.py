@@ -4,8 +4,8 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from dmsae.config import FileText, StoredActivations, TextSource
 from dmsae.errors import FieldProblem, InvalidConfig
+from dmsae.sources import FileText, StoredActivations, TextSource
 
 WILDCARDS = "*?["
 

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dmsae.config import BuiltinModel, HubModel, ModelSource
 from dmsae.service.allowed_paths import allowed_path, is_under
 from dmsae.service.model_families import DTYPE_BYTES, LayerSizes, count_parameters, read_layer, read_size
+from dmsae.sources import BuiltinModel, HubModel, ModelSource
 
 LARGEST_CONFIG_BYTES = 1 << 20
 

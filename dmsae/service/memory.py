@@ -8,9 +8,10 @@ whole beside the peak of real cycles.
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from dmsae.config import BuiltinText, DistillationConfig
+from dmsae.config import DistillationConfig
 from dmsae.service.known_models import ModelFacts
 from dmsae.service.model_families import LayerSizes
+from dmsae.sources import BuiltinText
 
 FLOAT32 = 4
 GIB = 1 << 30

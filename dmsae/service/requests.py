@@ -20,9 +20,10 @@ from pydantic import (
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticCustomError
 
-from dmsae.config import DistillationConfig, Section
+from dmsae.config import DistillationConfig
 from dmsae.errors import FieldProblem, InvalidConfig
 from dmsae.presets import PRESETS
+from dmsae.sources import Section
 
 MOST_PROBLEMS = 50
 LONGEST_SHOWN = 200

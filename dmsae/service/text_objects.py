@@ -7,11 +7,12 @@ they changed.
 import time
 from collections.abc import Sequence
 
-from dmsae.config import DistillationConfig, ObjectText, StoredObject
+from dmsae.config import DistillationConfig
 from dmsae.errors import FieldProblem, InvalidConfig, NotFound, Unavailable
 from dmsae.service.objects import ObjectFacts, ObjectStore
 from dmsae.service.requests import MOST_PROBLEMS, shown
 from dmsae.service.uploads import UPLOADS, check_suffix
+from dmsae.sources import ObjectText, StoredObject
 
 TIMEOUT_S = 20.0
 """For all objects of one request together."""

@@ -11,11 +11,11 @@ from datetime import timedelta
 from sqlalchemy import delete, func, insert, select, update
 from sqlalchemy.orm import Session
 
-from dmsae.config import COMPRESSION_SUFFIXES, TEXT_SUFFIXES
 from dmsae.errors import FieldProblem, InvalidConfig
 from dmsae.service.ids import new_id
 from dmsae.service.requests import UploadRequest, shown
 from dmsae.service.upload_tables import Upload, UploadUse
+from dmsae.sources import COMPRESSION_SUFFIXES, TEXT_SUFFIXES
 
 UPLOADS = "uploads/"
 """Under which every uploaded object lies."""

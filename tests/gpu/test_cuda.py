@@ -9,12 +9,13 @@ import json
 import pytest
 import torch
 
-from dmsae.config import ActivationConfig, CycleSpec, LocalModel
+from dmsae.config import ActivationConfig, CycleSpec
 from dmsae.cycle_inputs import Places
 from dmsae.cycle_steps import run_cycle
 from dmsae.formats import load_core
 from dmsae.hooks import resolve_hook, run_lower, run_upper
 from dmsae.models import load_model
+from dmsae.sources import LocalModel
 from tests.recorder import Recorder
 from tests.tiny import FAMILIES, VOCAB_SIZE, save_tiny_model
 from tests.unit.test_families import spec_of

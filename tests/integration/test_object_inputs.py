@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from dmsae.config import StoredObject
 from dmsae.errors import Conflict, CycleFailed, NotFound, Unavailable
 from dmsae.service.objects import ObjectStore
 from dmsae.service.settings import Settings
+from dmsae.sources import StoredObject
 from worker.object_inputs import ObjectInputs
 
 

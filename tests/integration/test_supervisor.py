@@ -13,7 +13,6 @@ import psutil
 import pytest
 from sqlalchemy import select, update
 
-from dmsae.config import StoredObject
 from dmsae.service.cancelling import cancel_job
 from dmsae.service.database import Database
 from dmsae.service.objects import ObjectStore
@@ -21,6 +20,7 @@ from dmsae.service.queue import WakeUps, make_celery
 from dmsae.service.settings import Settings
 from dmsae.service.tables import Artifact, Attempt, Cycle, Event, Job, Latent, MetricPoint
 from dmsae.service.workers import identify_worker
+from dmsae.sources import StoredObject
 from tests.planting import cycle_states, event_kinds, job_state, outcomes, plant_job
 from worker.runtime import Runtime
 from worker.task import run_one_cycle

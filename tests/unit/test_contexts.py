@@ -9,11 +9,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers.processors import TemplateProcessing
 
-from dmsae.config import BuiltinText, DataConfig
+from dmsae.config import DataConfig
 from dmsae.contexts import Contexts, SplitReader, TokenRequest, check_ids, read_in_memory
 from dmsae.documents import PARTS, make_document, part_of
 from dmsae.errors import CycleFailed
 from dmsae.packing import RowList
+from dmsae.sources import BuiltinText
 from tests.texts import GivenDocuments, passages
 from tests.tiny import tiny_tokenizer
 

@@ -6,9 +6,9 @@ import huggingface_hub
 import pytest
 
 from dmsae import hub_client
-from dmsae.config import BuiltinText, FileText, HubText, ObjectText, StoredObject
 from dmsae.documents import PARTS, make_document, open_documents, part_of
 from dmsae.errors import CycleFailed
+from dmsae.sources import BuiltinText, FileText, HubText, ObjectText, StoredObject
 from tests.fake_hub import REVISION, fake_hub
 from tests.texts import json_lines, passages, write_bytes, write_rows
 

@@ -9,10 +9,11 @@ import pytest
 import torch
 
 from dmsae import gguf_models
-from dmsae.config import ActivationConfig, BuiltinModel, LocalModel
+from dmsae.config import ActivationConfig
 from dmsae.errors import CycleFailed
 from dmsae.gguf_models import converted_gguf
 from dmsae.models import load_model
+from dmsae.sources import BuiltinModel, LocalModel
 from tests.tiny import tiny_tokenizer
 from tests.tiny_gguf import tiny_qwen2, write_tiny_gguf
 

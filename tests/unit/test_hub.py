@@ -19,9 +19,9 @@ import zstandard
 
 import dmsae.hub
 from dmsae import hub_client
-from dmsae.config import HubModel, HubText
 from dmsae.errors import CycleFailed
 from dmsae.hub import fetch_model, find_files, open_file
+from dmsae.sources import HubModel, HubText
 from tests.fake_hub import REVISION, FakeHub, fake_hub
 
 ROOT = Path(__file__).parents[2]
@@ -31,7 +31,7 @@ SHARDS = ("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"
 FETCH = """
 import sys
 from pathlib import Path
-from dmsae.config import HubModel
+from dmsae.sources import HubModel
 from dmsae.hub import fetch_model
 print(fetch_model(HubModel(source="hub", id=sys.argv[1], revision=sys.argv[2]), cache_dir=Path(sys.argv[3])))
 """

@@ -20,9 +20,10 @@ from transformers import (
 )
 
 from dmsae import models
-from dmsae.config import ActivationConfig, BuiltinModel, HubModel, LocalModel
+from dmsae.config import ActivationConfig
 from dmsae.errors import CycleFailed
 from dmsae.models import check_fit, load_model
+from dmsae.sources import BuiltinModel, HubModel, LocalModel
 from tests.tiny import FAMILIES, save_tiny_model, tiny_tokenizer
 
 

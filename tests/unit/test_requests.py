@@ -75,7 +75,6 @@ def test_every_setting_of_the_config_is_in_the_request_with_its_text() -> None:
         ("sae", {"n_latents": "1024"}, "sae.n_latents", "invalid_value"),
         ("sae", {"k": True}, "sae.k", "invalid_value"),
         ("sae", {"kk": 3}, "sae.kk", "unknown_field"),
-        ("", {"chains": 2}, "chains", "not_yet_supported"),
         ("", {"device": "tpu"}, "device", "invalid_value"),
         ("", {"sead": 2}, "sead", "unknown_field"),
         ("", {"seed": None}, "seed", "invalid_value"),

@@ -8,11 +8,12 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from dmsae.config import COMPRESSION_SUFFIXES, TEXT_SUFFIXES, CycleSpec, DistillationConfig
+from dmsae.config import CycleSpec, DistillationConfig
 from dmsae.cycle_inputs import Places
 from dmsae.cycle_steps import run_cycle
 from dmsae.service import sizes
 from dmsae.service.known_models import ModelFacts
+from dmsae.sources import COMPRESSION_SUFFIXES, TEXT_SUFFIXES
 from tests.tiny import save_tiny_model, tiny_config, tiny_spec
 
 D_MODEL = 32

@@ -5,12 +5,13 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from dmsae.activations import Harvester
-from dmsae.config import ActivationConfig, BuiltinText, DataConfig
+from dmsae.config import ActivationConfig, DataConfig
 from dmsae.contexts import TokenRequest, read_in_memory
 from dmsae.documents import PARTS, Document
 from dmsae.errors import CycleFailed
 from dmsae.hooks import resolve_hook
 from dmsae.models import describe
+from dmsae.sources import BuiltinText
 
 N_EMBEDDINGS = 8
 

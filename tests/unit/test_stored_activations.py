@@ -5,10 +5,11 @@ import torch
 from safetensors.torch import save_file
 
 from dmsae.activations import Harvester
-from dmsae.config import ActivationConfig, StoredActivations
+from dmsae.config import ActivationConfig
 from dmsae.documents import PARTS
 from dmsae.errors import CycleFailed
 from dmsae.hooks import resolve_hook, run_lower
+from dmsae.sources import StoredActivations
 from dmsae.splicing import is_counted
 from dmsae.stored_activations import OTHER_PART, StoredShards
 from dmsae.windows import HarvestedWindows, Windows

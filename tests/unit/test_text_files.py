@@ -2,8 +2,8 @@
 
 import pytest
 
-from dmsae.config import FileText, ObjectText, StoredObject
 from dmsae.errors import CycleFailed
+from dmsae.sources import FileText, ObjectText, StoredObject
 from dmsae.text_files import find_local_files, find_text_files
 
 

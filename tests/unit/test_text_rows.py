@@ -4,8 +4,8 @@ import tracemalloc
 
 import pytest
 
-from dmsae.config import FileText
 from dmsae.errors import CycleFailed
+from dmsae.sources import FileText
 from dmsae.text_files import find_text_files
 from dmsae.text_rows import MAX_PASSAGE_CHARACTERS, Skip, cut_passages, read_rows
 from tests.texts import KINDS, json_lines, write_bytes, write_rows

@@ -8,10 +8,11 @@ from collections import Counter
 import pytest
 import torch
 
-from dmsae.config import BuiltinText, DataConfig
+from dmsae.config import DataConfig
 from dmsae.contexts import TokenRequest, read_in_memory
 from dmsae.documents import PARTS
 from dmsae.errors import CycleFailed
+from dmsae.sources import BuiltinText
 from dmsae.token_files import has_tokens, open_tokens
 from tests.texts import GivenDocuments, passages
 from tests.tiny import tiny_tokenizer
