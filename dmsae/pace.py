@@ -49,11 +49,10 @@ class Clock:
 
     def so_far(self) -> dict[str, float]:
         """Give the seconds of each phase, the one that runs included."""
-        running = {} if self._phase is None else {self._phase: time.monotonic() - self._entered}
-        return {
-            phase: self.seconds.get(phase, 0.0) + running.get(phase, 0.0)
-            for phase in {**self.seconds, **running}
-        }
+        seconds = dict(self.seconds)
+        if self._phase is not None:
+            seconds[self._phase] = seconds.get(self._phase, 0.0) + time.monotonic() - self._entered
+        return seconds
 
     def total_s(self) -> float:
         """Give the seconds since the clock was made, and those of earlier attempts."""

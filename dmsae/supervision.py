@@ -19,8 +19,8 @@ _PR_SET_PDEATHSIG = 1
 def tie_to_parent() -> threading.Event:
     """End this process when its parent does: at once, without cleaning up.
 
-    The signal follows the parent's thread that started this process, so that one must live as long. Gives what
-    is set whenever the parent asks for a checkpoint: by anything that it writes to standard input.
+    The signal follows the parent's thread that started this process, so that one must live as long. Gives
+    what is set whenever the parent asks for a checkpoint: by anything that it writes to standard input.
     """
     if sys.platform == "linux":
         libc = ctypes.CDLL(None, use_errno=True)

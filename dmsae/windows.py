@@ -302,11 +302,8 @@ class Windows:
 
     def usage_state(self) -> dict[str, Any]:
         """Give what `usage` is made of, as JSON holds it."""
-        cached, errors = (
-            [[*each] for each in self._cached.items()],
-            [[*each] for each in self._errors.items()],
-        )
-        return {"n_harvested": self._n_harvested, "wait_s": self._wait_s, "cached": cached, "errors": errors}
+        pairs = {"cached": list(self._cached.items()), "errors": list(self._errors.items())}
+        return {"n_harvested": self._n_harvested, "wait_s": self._wait_s, **pairs}
 
     def adopt_usage(self, state: dict[str, Any]) -> None:
         """Add what an earlier attempt at the same cycle had used."""
