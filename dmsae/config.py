@@ -6,7 +6,7 @@ Settings are refused here, before anything is queued, with field, value and rule
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Discriminator, Field, Tag, field_validator, model_validator
+from pydantic import Discriminator, Field, Tag, model_validator
 from pydantic_core import PydanticCustomError
 
 from dmsae.sources import CoreSource, CycleRef, ModelSource, NoCore, Section, TextSource
@@ -320,38 +320,31 @@ def _kind_of(config: Any) -> str:
     return "training" if has_core else "distillation"
 
 
-class CycleSpec(Section):
-    """Everything that decides the result of one cycle, but for the cores it starts from."""
+class Spec(Section):
+    """What is handed to a trainer."""
 
     spec_version: int = SPEC_VERSION
     job_id: str = Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")
     """Names this job's latents: `<job>.<cycle>.<sae_index>`."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if not 1 <= self.spec_version <= SPEC_VERSION:
+            raise _refuse("spec_version", self.spec_version, f"this code reads versions 1 to {SPEC_VERSION}")
+        return self
+
+
+class CycleSpec(Spec):
+    """Everything that decides the result of one cycle, but for the cores it starts from."""
+
     cycle_index: int = Field(ge=0)
     config: Annotated[
         Annotated[DistillationConfig, Tag("distillation")] | Annotated[CoreTrainingConfig, Tag("training")],
         Discriminator(_kind_of),
     ]
 
-    @field_validator("spec_version")
-    @classmethod
-    def _check_version(cls, version: int) -> int:
-        return _known_version(version)
 
-
-class MatchSpec(Section):
+class MatchSpec(Spec):
     """Everything that decides the result of a match, but for the SAEs that it compares."""
 
-    spec_version: int = SPEC_VERSION
-    job_id: str = Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")
     config: MatchConfig
-
-    @field_validator("spec_version")
-    @classmethod
-    def _check_version(cls, version: int) -> int:
-        return _known_version(version)
-
-
-def _known_version(version: int) -> int:
-    if not 1 <= version <= SPEC_VERSION:
-        raise _refuse("spec_version", version, f"this code reads versions 1 to {SPEC_VERSION}")
-    return version
