@@ -64,6 +64,10 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
+KINDS = {(1, "distillation"), (1, "training")}
+"""Where pydantic names the kind of a config, which is no field."""
+
+
 def read_spec(file: Path) -> CycleSpec:
     """Read and check a spec.
 
@@ -75,7 +79,8 @@ def read_spec(file: Path) -> CycleSpec:
         raise CycleFailed("spec_unsupported", f"The spec {file} cannot be read: {error.strerror}.") from error
     except ValidationError as error:
         first = error.errors()[0]
-        place = [*first["loc"], first.get("ctx", {}).get("param", "")]
+        loc = [part for at, part in enumerate(first["loc"]) if (at, part) not in KINDS]
+        place = [*loc, first.get("ctx", {}).get("param", "")]
         param = ".".join(str(part) for part in place if part != "") or None
         raise CycleFailed("spec_unsupported", f"{param or 'SPEC'}: {first['msg']}", param=param) from error
 
