@@ -1,46 +1,26 @@
 """Which candidates become the next core, and who are they?
 
-Selection by share of the total score, and identity: an entry of the core given stays who it is, a new one
-begins here. How candidates are scored is left to `attribution.py`.
+An entry of the core given stays who it is, a new one begins here. How candidates are scored is left to
+`attribution.py`, which hold the wanted share to `choosing.py`.
 """
 
 import math
-from bisect import bisect_left
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from statistics import median
-from typing import Any, NamedTuple, TypedDict
+from typing import Any, TypedDict
 
 import torch
 
 from dmsae.activations import Scale
 from dmsae.attribution import Attribution
-from dmsae.config import CycleConfig, CycleSpec
+from dmsae.choosing import Choice, Halves, choose, compare_halves, effective_number, require_meaningful
+from dmsae.config import CycleSpec
 from dmsae.errors import CycleFailed
 from dmsae.metrics import Drift
 from dmsae.sae import Core, CoreLatent, MatryoshkaSae, Provenance
 
 IDENTITY_LOST_BELOW = 0.5
 """Median firing Jaccard of the kept latents under which their identity counts as lost (METHOD)."""
-
-
-class Choice(NamedTuple):
-    """The strongest candidates that hold the wanted share of the total score."""
-
-    ranking: list[int]
-    """All candidates by score descending, ties by index."""
-    n_wanted: int
-    """Size of the smallest set that holds the wanted share."""
-    n_chosen: int
-    """At most `max_core` of them."""
-    total: float
-    share: float
-    """What the chosen really hold of the total."""
-
-    @property
-    def members(self) -> list[int]:
-        """The chosen candidates by rank."""
-        return self.ranking[: self.n_chosen]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,6 +75,7 @@ class Selection:
     """Share of the total score that the new core holds."""
     effective_n: float
     """exp(H) of the candidates' shares: over how many latents the score is spread."""
+    halves: Halves
     core: list[SelectedLatent]
     """By core_index: latents of the core given first, in their old order, then new ones by rank."""
     dropped: list[DroppedLatent]
@@ -134,6 +115,7 @@ class Selection:
             "is_truncated": self.is_truncated,
             "n_borderline": sum(latent.is_borderline for latent in self.core),
             "core_density": median(latent.density for latent in self.core),
+            "halves": self.halves.to_metrics(),
             "score_effective_n": self.effective_n,
             "score_effective_fraction": self.effective_n / self.n_candidates,
         }
@@ -154,18 +136,21 @@ def select(attribution: Attribution, sae: MatryoshkaSae, *, spec: CycleSpec, giv
 
     `given` is the core that `sae` was built around, its latents in rows 0 to n_core - 1.
 
-    Raises: CycleFailed(degenerate_scores) where scores are not finite or all 0; CycleFailed(core_mismatch).
+    Raises: CycleFailed(degenerate_scores), see `require_meaningful`; CycleFailed(core_mismatch).
     Source: METHOD 9 and "Identity and lineage". Our choice: the order of the new core.
     """
     given_latents = given.latents if given else []
     if len(given_latents) != sae.n_core:
         rule = f"must be the {sae.n_core} latents that the SAE was built around"
         raise CycleFailed("core_mismatch", f"core = {len(given_latents)} latents: {rule}", param="core")
-    n_given, config = sae.n_core, spec.config
-    scores = attribution.scores[config.attribution.score].tolist()
-    _require_meaningful(scores, config.attribution.score)
-    choice = choose(scores, fraction=config.selection.attribution_fraction, max_core=config.max_core)
-    figures = _figures(attribution, sae, choice=choice, config=config)
+    n_given, config, name = sae.n_core, spec.config, spec.config.attribution.score
+    scores = attribution.scores[name].tolist()
+    require_meaningful(scores, name)
+    fraction, max_core = config.selection.attribution_fraction, config.max_core
+    choice = choose(scores, fraction=fraction, max_core=max_core)
+    first, second = (half[name].tolist() for half in attribution.half_scores)
+    halves = compare_halves(first, second, fraction=fraction, max_core=max_core)
+    figures = _figures(attribution, sae, choice=choice, halves=halves, name=name)
     members = sorted(index for index in choice.members if index < n_given)
     members += [index for index in choice.members if index >= n_given]
     core = [
@@ -183,30 +168,11 @@ def select(attribution: Attribution, sae: MatryoshkaSae, *, spec: CycleSpec, giv
         n_candidates=len(scores),
         n_wanted=choice.n_wanted,
         share=choice.share,
-        effective_n=_effective_n(scores, choice.total),
+        effective_n=effective_number(scores, choice.total),
+        halves=halves,
         core=core,
         dropped=_dropped(given_latents, set(members), figures),
     )
-
-
-def choose(scores: Sequence[float], *, fraction: float, max_core: int) -> Choice:
-    """Choose the smallest set that holds `fraction` of the total score, and at most `max_core` of it by rank.
-
-    A fraction of 1 takes every positive score, however small. Sums are exact (`math.fsum`). Nothing is chosen
-    where the total is 0.
-    """
-    ranking = sorted(range(len(scores)), key=lambda index: (-scores[index], index))
-    ordered = [scores[index] for index in ranking]
-    n_positive = sum(value > 0 for value in ordered)
-    total = math.fsum(ordered)
-    if n_positive == 0 or fraction == 1:
-        n_wanted = n_positive
-    else:
-        sizes = range(1, n_positive)
-        n_wanted = 1 + bisect_left(sizes, fraction * total, key=lambda size: math.fsum(ordered[:size]))
-    n_chosen = min(n_wanted, max_core)
-    share = math.fsum(ordered[:n_chosen]) / total if n_chosen else 0.0
-    return Choice(ranking, n_wanted, n_chosen, total, share)
 
 
 def core_change(selection: Selection) -> float | None:
@@ -287,33 +253,10 @@ def lineage_record(selection: Selection, drift: Drift | None) -> dict[str, Any]:
     }
 
 
-def _require_meaningful(scores: list[float], name: str) -> None:
-    bad = [index for index, value in enumerate(scores) if not 0 <= value < math.inf]
-    if bad:
-        raise CycleFailed(
-            "degenerate_scores",
-            f"{len(bad)} of {len(scores)} candidates have no finite {name} score, latent {bad[0]} the first "
-            f"({scores[bad[0]]}): training diverged; try a lower training.lr.",
-            param="attribution.score",
-        )
-    if not 0 < sum(scores) < math.inf:
-        raise CycleFailed(
-            "degenerate_scores",
-            f"The {name} scores of all {len(scores)} candidates sum to {sum(scores)}: none matters to the "
-            "loss; train for longer, or raise sae.k.",
-            param="attribution.score",
-        )
-
-
 def _figures(
-    attribution: Attribution, sae: MatryoshkaSae, *, choice: Choice, config: CycleConfig
+    attribution: Attribution, sae: MatryoshkaSae, *, choice: Choice, halves: Halves, name: str
 ) -> list[_Figures]:
     """Give the figures of every candidate."""
-    name, fraction = config.attribution.score, config.selection.attribution_fraction
-    first, second = (
-        set(choose(half[name].tolist(), fraction=fraction, max_core=config.max_core).members)
-        for half in attribution.half_scores
-    )
     ranks = {index: rank for rank, index in enumerate(choice.ranking)}
     columns = zip(
         attribution.scores[name].tolist(),
@@ -330,7 +273,7 @@ def _figures(
             rank=ranks[index],
             encoder_norm=norm,
             density=density,
-            is_borderline=(index in first) != (index in second),
+            is_borderline=index in halves.borderline,
         )
         for index, (score, error, density, norm) in enumerate(columns)
     ]
@@ -362,8 +305,3 @@ def _dropped(given: list[CoreLatent], members: set[int], figures: list[_Figures]
         for index, latent in enumerate(given)
         if index not in members
     ]
-
-
-def _effective_n(scores: list[float], total: float) -> float:
-    shares = [score / total for score in scores]
-    return math.exp(-math.fsum(share * math.log(share) for share in shares if share > 0))
