@@ -152,7 +152,7 @@ class TrainingConfig(Section):
     """Tokens without being selected until a latent counts as dead; null: 10M or 10% of the cycle's."""
     threshold_tokens: int = Field(32_768, ge=1)
     """Training tokens from which the inference threshold is taken (METHOD 7)."""
-    step: Literal["fast", "plain"] = "plain"
+    step: Literal["fast", "plain"] = "fast"
     """How a step is computed: over the active latents only (on a GPU with Triton), or over dense matrices.
 
     Both give the same but for the order of float32 sums. Ours."""

@@ -1,5 +1,8 @@
 """Claims about the sparse step: it is the plain step over dense matrices, but for float32 rounding."""
 
+import sysconfig
+from pathlib import Path
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -206,20 +209,21 @@ def test_the_setting_chooses_the_step_on_a_cpu() -> None:
         config = make_config(step=way)
         return type(make_step(start_of(config, 0, 12), config, device=CPU))
 
-    assert make_config().training.step == "plain"
+    assert make_config().training.step == "fast"
     assert chosen("fast") is SparseStep
     assert chosen("plain") is PlainStep
 
 
-@pytest.mark.parametrize("missing", ["Triton", "a C compiler"])
+@pytest.mark.parametrize("missing", ["Triton", "a C compiler", "the headers of Python"])
 def test_a_gpu_without_what_its_fast_step_needs_is_refused_and_takes_no_other_step(
-    missing: str, monkeypatch: pytest.MonkeyPatch
+    missing: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    include = tmp_path if missing == "the headers of Python" else sysconfig.get_path("include")
+    (compiler, triton) = (None if missing == part else "there" for part in ("a C compiler", "Triton"))
     monkeypatch.delenv("CC", raising=False)
-    monkeypatch.setattr("importlib.util.find_spec", lambda _name: None)
-    monkeypatch.setattr(
-        "shutil.which", lambda name: None if missing == "a C compiler" else f"/usr/bin/{name}"
-    )
+    monkeypatch.setattr("importlib.util.find_spec", lambda _name: triton)
+    monkeypatch.setattr("shutil.which", lambda _name: compiler)
+    monkeypatch.setattr("sysconfig.get_path", lambda _name: str(include))
     config = make_config(step="fast")
     with pytest.raises(CycleFailed, match=f"needs {missing}") as refused:
         make_step(start_of(config, 0, 12), config, device=torch.device("cuda"))
