@@ -142,6 +142,8 @@ def environment_for(config: CycleConfig) -> dict[str, str]:
 def _run(arguments: argparse.Namespace, report: LineReport, is_asked: threading.Event) -> None:
     spec = read_spec(arguments.spec)
     os.environ.update(environment_for(spec.config))
+    # else it lies in the home folder, which a container may not write to
+    os.environ.setdefault("TRITON_CACHE_DIR", str(arguments.cache / "triton"))
     from dmsae.checkpoints import Checkpoints
     from dmsae.cycle_inputs import Places
     from dmsae.cycle_steps import run_cycle

@@ -9,8 +9,10 @@ import copy
 import importlib.util
 import os
 import shutil
+import sysconfig
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
@@ -111,15 +113,15 @@ def make_step(start: MatryoshkaSae, config: CycleConfig, *, device: torch.device
 
 
 def _require_triton() -> None:
-    has_compiler = "CC" in os.environ or shutil.which("gcc") or shutil.which("clang")
-    if has_compiler and importlib.util.find_spec("triton") is not None:
-        return
-    missing = "Triton, which comes with torch for a GPU," if has_compiler else "a C compiler (gcc or clang)"
-    raise CycleFailed(
-        "device_unavailable",
-        f"training.step = 'fast': on a GPU it needs {missing} and finds none; 'plain' needs neither",
-        param="training.step",
-    )
+    found = {
+        "Triton, which comes with torch for a GPU,": importlib.util.find_spec("triton"),
+        "a C compiler (gcc or clang)": os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang"),
+        "the headers of Python": (Path(sysconfig.get_path("include")) / "Python.h").exists(),
+    }
+    for needed, is_there in found.items():
+        if not is_there:
+            rule = f"on a GPU it needs {needed} and finds none; 'plain' does without"
+            raise CycleFailed("device_unavailable", f"training.step = 'fast': {rule}", param="training.step")
 
 
 class Trained(NamedTuple):
