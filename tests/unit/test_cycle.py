@@ -24,7 +24,7 @@ NAMED_METRICS = """
     l0_core l0_non_core core_density dead_fraction explained_variance
     explained_variance_per_prefix explained_variance_median_per_prefix ce_clean ce_zero_all
     ce_zero_kept ce_mean ce_increase ce_increase_per_prefix kl_per_prefix lr_saelens lr_kept
-    lr_kept_per_prefix score_effective_n ablation rms median_norm n_tokens n_steps
+    lr_kept_per_prefix score_effective_n n_borderline halves ablation rms median_norm n_tokens n_steps
     n_tokens_dropped seconds phase_seconds core_density_given noncore_budget identity_lost
     model_revision model_type model_dtype attention device hook_path n_documents n_rows_skipped
 """

@@ -31,6 +31,20 @@ def test_scores_of_a_hand_made_case():
     assert scores["energy"].tolist() == [6 / 4, 0.25 / 4]
 
 
+def test_sums_are_float64_where_float32_ones_would_lose_every_small_firing():
+    attributions = torch.ones(1025, 1)
+    attributions[0] = 2.0**24
+    assert attributions[0] + attributions[1] == attributions[0]  # a float32 sum would never move
+    acts = attributions.sqrt()
+    scores = score(firings_of(attributions, torch.arange(1025), acts), 1, quantile=0.5)
+    for name in ("absolute", "energy"):
+        assert scores[name].item() == (2**24 + 1024) / 1025
+    assert (
+        score(firings_of(-attributions, torch.arange(1025), acts), 1, quantile=0.5)["signed"].item()
+        == (2**24 + 1024) / 1025
+    )
+
+
 @given(
     st.lists(
         st.lists(st.sampled_from([0.0, 0.0, -1.5, 0.25, 2.0, -7.0]), min_size=3, max_size=3), min_size=1
