@@ -40,13 +40,13 @@ def make_trainer(run: CycleRun, harvest: Harvest, stream: TokenStream, *, clock:
     trainer, resumed = begin(), run.resumed
     if resumed is None:
         return trainer
+    harvest.windows.adopt_usage(resumed.notes["usage"])  # it goes with the counts, which were taken over
     try:
         trainer.load_state_dict(resumed.load_state())
     except (CheckpointRefused, KeyError, TypeError, ValueError, RuntimeError) as error:
         reason = f"its state is not this trainer's ({type(error).__name__})"
         tell_refused(run.report, CheckpointRefused(reason))
         return begin()
-    harvest.windows.adopt_usage(resumed.notes["usage"])
     clock.add(resumed.notes["seconds"])
     tell_resumed(run, resumed)
     return trainer
