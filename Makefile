@@ -1,6 +1,6 @@
 # Two commands for a fresh machine: `make demo` and `make test`. `make help` lists the rest.
 .DEFAULT_GOAL := help
-.PHONY: help demo test check lint types contracts interop kernels wheels bench clean
+.PHONY: help demo test check lint types contracts interop kernels wheels bench experiment clean
 
 VENV ?= .venv
 PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do \
@@ -57,6 +57,10 @@ wheels: $(VENV)/.dev  ## Ask the index for which systems it holds a wheel of eve
 
 bench: $(VENV)/.local  ## Print the demo's phases, a step, the harvest, cycles and memory as JSON lines (ROWS=...)
 	$(BIN)/python -m bench $(ROWS)
+
+experiment: $(VENV)/.local  ## Compare the distilled core with every control (two hours on 2 cores; FULL=1: days)
+	$(PIP) --editable '.[experiment]'
+	$(BIN)/python -m experiments $(if $(FULL),full,small) $(if $(WRITE_DOCS),--write-docs)
 
 clean:  ## Remove the environment and the caches, never data
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .coverage*
