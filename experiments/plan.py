@@ -124,7 +124,7 @@ class Plan:
 PLANS: Mapping[str, Plan] = {
     "small": Plan(
         name="small",
-        base={"evaluation": {"n_tokens": 4096}},
+        base={"attribution": {"ablation_latents": 0}},
         core_sparsities=("batch_topk",),
         seeds=(0, 1, 2),
         ks=(32,),
