@@ -4,7 +4,8 @@ how far scores agree with ablations.
 One JSON object a line: name, value, unit, against, ratio, spread. The demo is run once, in a data folder of
 its own; `ratio` is the share of the whole demo, `spread` the smallest and largest cycle, where a phase
 belongs to cycles. Each other group of rows is explained in the module that makes it.
-`ROWS=demo.training,memory,step,harvest,cycles,scores,...` runs and prints some rows only, or some groups.
+`ROWS=demo.training,memory,step,gpu_step,harvest,cycles,scores,...` runs and prints some rows only, or some
+groups.
 """
 
 import json
@@ -19,9 +20,9 @@ from bench.cycles import cycle_rows
 from bench.harvest import harvest_rows
 from bench.memory import memory_rows
 from bench.scores import score_rows
-from bench.step import step_rows
+from bench.step import gpu_step_rows, step_rows
 
-GROUPS = (step_rows, harvest_rows, cycle_rows, memory_rows, score_rows)
+GROUPS = (step_rows, gpu_step_rows, harvest_rows, cycle_rows, memory_rows, score_rows)
 
 
 def main(wanted: list[str]) -> int:

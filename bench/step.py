@@ -1,5 +1,6 @@
 """How long does a training step take, beside the peers' and beside the encoder's float32 product alone?
 
+On a CPU (`step`) and, where there is one, on a GPU (`gpu_step`), there beside the memory traffic of Adam too.
 At each shape all contenders are started, each in a process and environment of its own, then take turns. A
 row holds our median milliseconds; `ratio` is that over the median of `against`, `spread` the least and the
 most of our turns.
@@ -18,8 +19,13 @@ from tests.interop.environment import environment_folder, install_peers, interpr
 
 SHAPES = [(576, 8192, 32, 1024), (576, 16384, 64, 2048), (768, 32768, 32, 2048)]
 """d_model, n_latents, k, batch."""
+GPU_SHAPES = [*SHAPES, (2304, 65536, 320, 2048)]
+"""The last is that of the preset `gemma-2-2b-l12`."""
 N_TURNS = 5
 STEPS_A_TURN = {"dmsae": 5, "product": 5, "dictionary_learning": 1, "sae_lens": 1}
+GPU_STEPS_A_TURN = {"dmsae": 20, "product": 20, "traffic": 20, "dictionary_learning": 10, "sae_lens": 10}
+OURS = ("dmsae", "product", "traffic")
+"""Contenders that need no peer's environment."""
 N_WARM_UP = 3
 """Steps of ours before the first turn: they compile, and find where to search from."""
 SCRIPT = Path(__file__).with_name("step_process.py")
@@ -33,18 +39,38 @@ def step_rows(is_wanted: Callable[[str], bool]) -> Iterator[dict[str, Any]]:
         name = f"step.{shape[0]}x{shape[1]}"
         if is_wanted(name):
             make(environment_folder(), install_peers)
-            yield from shape_rows(name, shape)
+            yield from shape_rows(name, shape, device="cpu", n_steps=STEPS_A_TURN)
 
 
-def shape_rows(name: str, shape: tuple[int, ...]) -> list[dict[str, Any]]:
-    """Let all contenders take turns at one shape."""
-    contenders = {contender: start(contender, shape) for contender in STEPS_A_TURN}
+def gpu_step_rows(is_wanted: Callable[[str], bool]) -> Iterator[dict[str, Any]]:
+    """Measure them on a GPU; without one there is no row, and a line on stderr says so."""
+    wanted = {f"gpu_step.{shape[0]}x{shape[1]}": shape for shape in GPU_SHAPES}
+    wanted = {name: shape for name, shape in wanted.items() if is_wanted(name)}
+    if wanted and not has_gpu():
+        sys.stderr.write("gpu_step: torch finds no CUDA device here\n")
+        return
+    for name, shape in wanted.items():
+        make(environment_folder(), install_peers)
+        yield from shape_rows(name, shape, device="cuda", n_steps=GPU_STEPS_A_TURN)
+
+
+def has_gpu() -> bool:
+    """Ask torch for a CUDA device, in a process of its own."""
+    asked = "import sys, torch; sys.exit(not torch.cuda.is_available())"
+    return subprocess.run([sys.executable, "-c", asked], check=False).returncode == 0
+
+
+def shape_rows(
+    name: str, shape: tuple[int, ...], *, device: str, n_steps: dict[str, int]
+) -> list[dict[str, Any]]:
+    """Let all contenders take turns of so many steps at one shape."""
+    contenders = {contender: start(contender, device, shape) for contender in n_steps}
     try:
         take(contenders["dmsae"], N_WARM_UP)
         turns: dict[str, list[float]] = {contender: [] for contender in contenders}
         for _ in range(N_TURNS):
             for contender, process in contenders.items():
-                turns[contender].append(statistics.median(take(process, STEPS_A_TURN[contender])))
+                turns[contender].append(statistics.median(take(process, n_steps[contender])))
     finally:
         for process in contenders.values():
             process.kill()
@@ -53,22 +79,22 @@ def shape_rows(name: str, shape: tuple[int, ...]) -> list[dict[str, Any]]:
     return [
         {
             "name": name,
-            "value": round(ours, 1),
+            "value": round(ours, 2),
             "unit": "ms",
             "against": contender,
             "ratio": round(ours / statistics.median(took), 3),
-            "spread": [round(min(turns["dmsae"]), 1), round(max(turns["dmsae"]), 1)],
+            "spread": [round(min(turns["dmsae"]), 2), round(max(turns["dmsae"]), 2)],
         }
         for contender, took in turns.items()
         if contender != "dmsae"
     ]
 
 
-def start(contender: str, shape: tuple[int, ...]) -> "subprocess.Popen[str]":
+def start(contender: str, device: str, shape: tuple[int, ...]) -> "subprocess.Popen[str]":
     """Start a contender and wait until it is ready."""
     peers = interpreter(environment_folder())
-    python = sys.executable if contender in ("dmsae", "product") else str(peers)
-    command = [python, str(SCRIPT), contender, *map(str, shape)]
+    python = sys.executable if contender in OURS else str(peers)
+    command = [python, str(SCRIPT), contender, device, *map(str, shape)]
     process = subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env={**os.environ, **ENVIRONMENT}
     )

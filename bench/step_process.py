@@ -1,10 +1,12 @@
 """One contender of `step.py` in a process of its own: takes steps when told to, and tells how long each took.
 
-    python step_process.py dmsae|product|dictionary_learning|sae_lens D_MODEL N_LATENTS K BATCH
+    python step_process.py CONTENDER cpu|cuda D_MODEL N_LATENTS K BATCH
 
 Run with the interpreter of an environment that holds the contender. Writes a line when it is ready; then, for
-each number of steps that comes on stdin, a line with the milliseconds of each. Activations are random; five
-prefixes. A step is forward, backward, clipping and optimiser; `product` the encoder's float32 product alone.
+each number of steps that comes on stdin, a line with the milliseconds of each. Activations are random, ours
+from the host as in a training; five prefixes. A step is forward, backward, clipping and optimiser; `product`
+the encoder's float32 product alone; `traffic` the least that Adam reads and writes: weights and two moments
+both, and each gradient once out and once in.
 """
 
 import inspect
@@ -73,7 +75,8 @@ def dmsae_step(batches: list[torch.Tensor], n_latents: int, k: int) -> TakeStep:
             "training": {"batch_tokens": len(batches[0])},
         }
     )
-    run = Trainer(config, None, Batches(batches), seed=0).run()
+    on_host = Batches([x.cpu() for x in batches])
+    run = Trainer(config, None, on_host, seed=0, device=batches[0].device).run()
     return lambda _step, _x: next(run)
 
 
@@ -89,7 +92,7 @@ def dictionary_learning_step(batches: list[torch.Tensor], n_latents: int, k: int
         layer=0,
         lm_name="none",
         group_fractions=PREFIX_SHARES,
-        device="cpu",
+        device=str(batches[0].device),
         seed=0,
         warmup_steps=10,
     )
@@ -106,7 +109,7 @@ def sae_lens_step(batches: list[torch.Tensor], n_latents: int, k: int) -> TakeSt
         d_sae=n_latents,
         k=k,
         matryoshka_widths=prefix_widths(n_latents),
-        device="cpu",
+        device=str(batches[0].device),
     )
     sae = peer.MatryoshkaBatchTopKTrainingSAE(config)
     optimizer = torch.optim.Adam(sae.parameters(), lr=3e-4)
@@ -126,23 +129,39 @@ def sae_lens_step(batches: list[torch.Tensor], n_latents: int, k: int) -> TakeSt
 def product_step(batches: list[torch.Tensor], n_latents: int, k: int) -> TakeStep:
     """Take the encoder's product alone: what exact BatchTopK seems to need at least."""
     del k
-    rows, bias = torch.randn(n_latents, batches[0].shape[1]), torch.zeros(n_latents)
+    x = batches[0]
+    rows, bias = x.new_ones(n_latents, x.shape[1]), x.new_zeros(n_latents)
     return lambda _step, x: torch.addmm(bias, x, rows.T)
+
+
+def traffic_step(batches: list[torch.Tensor], n_latents: int, k: int) -> TakeStep:
+    """Move as much memory as four reads and four writes of all weights: what no optimiser can do without."""
+    del k
+    source = batches[0].new_ones(2 * n_latents, batches[0].shape[1])
+    target = torch.empty_like(source)
+
+    def take(_step: int, _x: torch.Tensor) -> None:
+        for _ in range(4):
+            target.copy_(source)
+
+    return take
 
 
 CONTENDERS = {
     "dmsae": dmsae_step,
     "product": product_step,
+    "traffic": traffic_step,
     "dictionary_learning": dictionary_learning_step,
     "sae_lens": sae_lens_step,
 }
 
 
-def main(name: str, d_model: int, n_latents: int, k: int, batch: int) -> None:
+def main(name: str, device: str, d_model: int, n_latents: int, k: int, batch: int) -> None:
     """Answer on stdout until stdin ends."""
     answers, sys.stdout = sys.stdout, sys.stderr
     torch.manual_seed(0)
-    batches = [torch.randn(batch, d_model) / d_model**0.5 for _ in range(N_BATCHES)]
+    batches = [(torch.randn(batch, d_model) / d_model**0.5).to(device) for _ in range(N_BATCHES)]
+    wait = torch.cuda.synchronize if device == "cuda" else lambda: None
     take = CONTENDERS[name](batches, n_latents, k)
     take(0, batches[0])
     step = 0
@@ -152,12 +171,14 @@ def main(name: str, d_model: int, n_latents: int, k: int, batch: int) -> None:
         took_ms = []
         for _ in range(int(line)):
             step += 1
+            wait()
             start = time.perf_counter()
             take(step, batches[step % N_BATCHES])
+            wait()
             took_ms.append(1000 * (time.perf_counter() - start))
         answers.write(json.dumps(took_ms) + "\n")
         answers.flush()
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], *map(int, sys.argv[2:6]))
+    main(*sys.argv[1:3], *map(int, sys.argv[3:7]))
