@@ -2,7 +2,8 @@
 
 from alembic import context
 
-import dmsae.service.upload_tables  # noqa: F401 - registers its tables
+import dmsae.service.source_tables
+import dmsae.service.upload_tables  # noqa: F401 - they register their tables
 from dmsae.service.tables import Table
 
 

@@ -160,7 +160,9 @@ class Cycle(Table):
         UniqueConstraint("job_id", "index"),
         _one_of("state", CYCLE_STATES),
         Index("ix_cycles_claimable", "owner_id", "priority_rank", "queued_at", postgresql_where=IS_QUEUED),
-        CheckConstraint("(state = 'succeeded') = (output_core_id IS NOT NULL)", "succeeded_with_core"),
+        CheckConstraint(
+            "(state = 'succeeded' AND selects_core) = (output_core_id IS NOT NULL)", "succeeded_with_core"
+        ),
         CheckConstraint('"index" >= 0', "index_not_negative"),
     )
 
@@ -176,6 +178,8 @@ class Cycle(Table):
     resource_class: Mapped[str]
     spec_version: Mapped[int] = mapped_column(Integer)
     cache_key: Mapped[str | None]
+    selects_core: Mapped[bool] = mapped_column(server_default=text("true"))
+    """False for a probe's."""
     n_failed_attempts: Mapped[int] = mapped_column(Integer, server_default="0")
     queued_at: Mapped[datetime | None]
     not_before: Mapped[datetime | None]
@@ -326,11 +330,19 @@ class Core(Table):
     kind: Mapped[str]
     cycle_id: Mapped[str | None] = mapped_column(ForeignKey("cycles.id"), unique=True)
     """The cycle that selected it."""
+    given_cycle_id: Mapped[str | None] = mapped_column(ForeignKey("cycles.id"), unique=True)
+    """The training's cycle that it was made for, where it was."""
     seed: Mapped[int | None]
     n_latents: Mapped[int]
     name: Mapped[str | None]
     published_version: Mapped[int | None] = mapped_column(Integer)
     object_prefix: Mapped[str]
+    provenance: Mapped[dict[str, Any] | None]
+    """What travels with it: d_model, rms, median_norm, and the trainer's `Provenance`; null in old rows."""
+    overlap: Mapped[float | None]
+    """Share of a given core's latents that the referenced cycle selected."""
+    is_weak_control: Mapped[bool | None]
+    """Whether that is too large for a control."""
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())
 
 
@@ -351,16 +363,16 @@ class Latent(Table):
     origin_index: Mapped[int]
     origin_kind: Mapped[str] = mapped_column(server_default="learned")
     times_selected: Mapped[int] = mapped_column(Integer)
-    last_index: Mapped[int] = mapped_column(Integer)
-    """The last cycle that selected it, of its own distillation."""
+    last_index: Mapped[int | None] = mapped_column(Integer)
+    """The last cycle that selected it, of its own job; null where none has."""
     dropped_at: Mapped[int | None] = mapped_column(Integer)
     """The cycle that no longer selected it."""
-    last_share: Mapped[float]
-    max_share: Mapped[float]
+    last_share: Mapped[float | None]
+    max_share: Mapped[float | None]
 
 
 class CoreLatent(Table):
-    """One latent's place in one core."""
+    """One latent's place in one core; what no SAE has measured of a core that was given is null."""
 
     __tablename__ = "core_latents"
     __table_args__ = (
@@ -377,18 +389,20 @@ class CoreLatent(Table):
     core_id: Mapped[str] = mapped_column(ForeignKey("cores.id"), primary_key=True)
     core_index: Mapped[int] = mapped_column(Integer, primary_key=True)
     latent_id: Mapped[int] = mapped_column(ForeignKey("latents.id"))
-    sae_index: Mapped[int]
+    sae_index: Mapped[int | None]
     parent_core_id: Mapped[str | None]
     parent_core_index: Mapped[int | None] = mapped_column(Integer)
-    score: Mapped[float]
+    times_selected: Mapped[int | None] = mapped_column(Integer)
+    """In how many unbroken cycles up to this core's."""
+    score: Mapped[float | None]
     score_se: Mapped[float | None]
-    share: Mapped[float]
-    rank: Mapped[int]
-    encoder_norm: Mapped[float]
-    density: Mapped[float]
+    share: Mapped[float | None]
+    rank: Mapped[int | None]
+    encoder_norm: Mapped[float | None]
+    density: Mapped[float | None]
     decoder_cosine: Mapped[float | None]
     firing_jaccard: Mapped[float | None]
-    is_borderline: Mapped[bool]
+    is_borderline: Mapped[bool | None]
 
 
 class CycleOrigin(Table):
