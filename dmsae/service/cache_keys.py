@@ -1,7 +1,7 @@
 """Which cycles read the same activations?
 
-Two cycles with one cache key can share one harvest through the cache of a worker (`dmsae/kept_activations.py`,
-which decides for itself what it may read: a key that says too much costs time, never a bit).
+Two cycles with one cache key can share one harvest through the cache of a worker. What may really be read
+there is decided by `dmsae/kept_activations.py`: a key that promises too much costs time, never a bit.
 """
 
 import hashlib

@@ -1,29 +1,50 @@
 """Which cycle does this worker run now?
 
-One function decides for all workers, one after the other, under an advisory lock: so each decision sees all
-claims before it, which is what fair sharing needs. A cycle that cannot be had at once is passed over.
+One function in Postgres (`claim_cycle`, in `migrations/`) decides for all workers, one after the other, under
+an advisory lock: so each decision sees all claims before it, which is what fair sharing needs. A cycle that
+cannot be had at once is passed over.
 """
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import timedelta
 from typing import Any
 
-from sqlalchemy import ColumnElement, Row, Select, and_, func, insert, lateral, or_, select, text, true
+from sqlalchemy import ColumnElement, Row, and_, func, or_, select, text
 from sqlalchemy.orm import Session
 
 from dmsae.config import SPEC_VERSION
+from dmsae.service.cycle_sources import make_spec, source_files
+from dmsae.service.checkpoints import ResumePoint, newest_checkpoint
 from dmsae.service.ids import new_id
-from dmsae.service.states import Held, move_cycle, move_job, tell
-from dmsae.service.tables import FENCES, Artifact, Attempt, Core, Cycle, Job, Owner
+from dmsae.service.states import Held
+from dmsae.service.tables import Artifact, Core, Cycle, Job
+from dmsae.service.workers import ALIVE
 
 CLAIM_LOCK = 0x646D73_01
 """Key of the advisory lock under which claims are made."""
 
 USAGE_WINDOW = timedelta(hours=24)
-"""How far back device time counts when owners take turns."""
+"""How far back device time counts when owners take turns; to the hour."""
 
 LEAST_CHARGE_S = 1.0
 """What an attempt costs its owner at least, so that owners of very short cycles take turns too."""
+
+CLAIM = text(
+    "SELECT * FROM claim_cycle(:worker_id, :resource_class, :spec_version, :attempt_id, :celery_task_id,"
+    " :lease_s, :window_s, :least_charge_s, :alive_s, :affinity_wait_s, :starvation_s, :high_quota_s)"
+)
+
+
+@dataclass(frozen=True)
+class QueueRules:
+    """What the order of claims goes by, beside the owners' own weights and limits."""
+
+    affinity_wait_s: float = 120.0
+    """How long a cycle waits for a worker that holds its activations before any other may take it."""
+    starvation_s: float = 86_400.0
+    """A cycle that waited longer goes first, unless its owner has had more than a fair share."""
+    high_quota_s: float = 14_400.0
+    """Device-seconds of the window that an owner may take at high priority; beyond it, high is normal."""
 
 
 @dataclass(frozen=True)
@@ -41,32 +62,56 @@ class Claim(Held):
     """One attempt at one cycle, and all that its supervisor needs to know."""
 
     spec: dict[str, Any]
-    """A `CycleSpec`."""
+    """A `CycleSpec`, or a probe's `MatchSpec`."""
     input_core_id: str | None
     input_files: tuple[StoredFile, ...]
     """The files of the core that the cycle starts from; none in cycle 0."""
     time_limit_s: int | None
+    cache_key: str | None = None
+    """Names the activations that it reads."""
+    checkpoint: ResumePoint | None = None
+    """Where an earlier attempt left off; none where the cycle begins."""
+    source_files: tuple[StoredFile, ...] = ()
+    """The files of finished cycles that it starts from besides, named `<job>.<cycle index>/<path in OUT>`."""
 
 
 def claim_cycle(
-    session: Session, *, worker_id: str, resource_class: str, lease_s: float, celery_task_id: str | None
+    session: Session,
+    *,
+    worker_id: str,
+    resource_class: str,
+    lease_s: float,
+    celery_task_id: str | None,
+    rules: QueueRules = QueueRules(),
 ) -> Claim | None:
     """Open an attempt at the best cycle that this worker may run; None if there is none.
 
-    Owners take turns by priority, then by the least device time used in the window, running work counted;
-    within an owner priority and age decide. Held jobs, cycles in backoff, specs of a newer version and jobs
-    whose row is locked are passed over.
+    A cycle past the starvation bound goes first; then priority decides; then owners take turns by the device
+    time that they used in the window, running work counted, over their weight; then age. Among the chosen
+    owner's cycles of that priority come first those whose activations the worker holds. Passed over are held
+    jobs, cycles in backoff, of a newer spec or too large for the device, those that another live worker holds
+    the activations of (for a while), those of owners at their limit, and locked ones. While the queue is
+    paused there is none.
+
+    The claim itself is one statement, committed without waiting for the disk: run it by `Database.run_alone`,
+    and let another commit follow before anything is built on it.
 
     Mutates: the cycle runs, its job too, an attempt is open, events tell it.
     """
-    session.execute(select(func.pg_advisory_xact_lock(CLAIM_LOCK)))
-    for owner_id in session.scalars(_owners_in_turn(resource_class)).all():
-        best = session.execute(_best_cycle(owner_id, resource_class)).first()
-        if best is not None:
-            return _open_attempt(
-                session, best, worker_id=worker_id, lease_s=lease_s, celery_task_id=celery_task_id
-            )
-    return None
+    given = {
+        "worker_id": worker_id,
+        "resource_class": resource_class,
+        "spec_version": SPEC_VERSION,
+        "attempt_id": new_id("attempt"),
+        "celery_task_id": celery_task_id,
+        "lease_s": lease_s,
+        "window_s": USAGE_WINDOW.total_seconds(),
+        "least_charge_s": LEAST_CHARGE_S,
+        "alive_s": ALIVE.total_seconds(),
+        **asdict(rules),
+    }
+    row = session.execute(CLAIM, given).one_or_none()
+    return None if row is None else _claim_of(session, row, attempt_id=given["attempt_id"])
 
 
 def is_claimable(resource_class: str | None = None) -> ColumnElement[bool]:
@@ -77,99 +122,30 @@ def is_claimable(resource_class: str | None = None) -> ColumnElement[bool]:
         or_(Cycle.not_before.is_(None), Cycle.not_before <= func.clock_timestamp()),
         Job.state.in_(("queued", "running")),
         Job.held.is_(False),
+        Cycle.held.is_(False),
     ]
     if resource_class is not None:
         conditions.append(Cycle.resource_class == resource_class)
     return and_(*conditions)
 
 
-def _owners_in_turn(resource_class: str) -> Select[str]:
-    first = lateral(
-        select(Cycle.priority_rank, Cycle.queued_at)
-        .join(Job, Job.id == Cycle.job_id)
-        .where(Cycle.owner_id == Owner.id, is_claimable(resource_class))
-        .order_by(Cycle.priority_rank, Cycle.queued_at)
-        .limit(1)
+def _claim_of(session: Session, row: Row[Any], *, attempt_id: str) -> Claim:
+    return Claim(
+        job_id=row.job_id,
+        cycle_id=row.cycle_id,
+        cycle_index=row.cycle_index,
+        attempt_id=attempt_id,
+        attempt_number=row.attempt_number,
+        fence=row.fence,
+        resource_class=row.resource_class,
+        spec=make_spec(row.job_id, row.cycle_index, spec_version=row.spec_version, config=row.config),
+        input_core_id=row.input_core_id,
+        input_files=_core_files(session, row.input_core_id),
+        time_limit_s=row.config.get("time_limit_s"),
+        cache_key=row.cache_key,
+        checkpoint=newest_checkpoint(session, row.cycle_id) if row.attempt_number > 1 else None,
+        source_files=tuple(StoredFile(*file) for file in source_files(session, row.cycle_id)),
     )
-    now = func.clock_timestamp()
-    begin = func.greatest(Attempt.opened_at, now - USAGE_WINDOW)
-    seconds = func.extract("epoch", func.coalesce(Attempt.closed_at, now) - begin)
-    usage = (
-        select(Cycle.owner_id, func.sum(func.greatest(seconds, LEAST_CHARGE_S)).label("device_s"))
-        .join(Cycle, Cycle.id == Attempt.cycle_id)
-        .where(or_(Attempt.closed_at.is_(None), Attempt.closed_at > now - USAGE_WINDOW))
-        .group_by(Cycle.owner_id)
-        .subquery()
-    )
-    return (
-        select(Owner.id)
-        .join(first, true())
-        .outerjoin(usage, usage.c.owner_id == Owner.id)
-        .order_by(first.c.priority_rank, func.coalesce(usage.c.device_s, 0), first.c.queued_at, Owner.id)
-    )
-
-
-def _best_cycle(owner_id: str, resource_class: str) -> Select[Any]:
-    return (
-        select(
-            Cycle.id,
-            Cycle.job_id,
-            Cycle.index.label("cycle_index"),
-            Cycle.resource_class,
-            Cycle.input_core_id,
-            Cycle.spec_version,
-            Job.config,
-        )
-        .join(Job, Job.id == Cycle.job_id)
-        .where(Cycle.owner_id == owner_id, is_claimable(resource_class))
-        .order_by(Cycle.priority_rank, Cycle.queued_at, Cycle.index, Cycle.id)
-        .limit(1)
-        .with_for_update(of=[Job.__table__, Cycle.__table__], skip_locked=True, key_share=True)
-    )
-
-
-def _open_attempt(
-    session: Session, best: Row[Any], *, worker_id: str, lease_s: float, celery_task_id: str | None
-) -> Claim:
-    number = session.scalars(
-        select(func.coalesce(func.max(Attempt.number), 0) + 1).where(Attempt.cycle_id == best.id)
-    ).one()
-    claim = Claim(
-        job_id=best.job_id,
-        cycle_id=best.id,
-        cycle_index=best.cycle_index,
-        attempt_id=new_id("attempt"),
-        attempt_number=number,
-        fence=session.scalars(select(FENCES.next_value())).one(),
-        resource_class=best.resource_class,
-        spec={
-            "spec_version": best.spec_version,
-            "job_id": best.job_id,
-            "cycle_index": best.cycle_index,
-            "config": best.config,
-        },
-        input_core_id=best.input_core_id,
-        input_files=_core_files(session, best.input_core_id),
-        time_limit_s=best.config.get("time_limit_s"),
-    )
-    if move_job(session, claim.job_id, "running"):
-        tell(session, claim, "job_started", "The job runs.")
-    move_cycle(session, claim.cycle_id, "running")
-    session.execute(
-        insert(Attempt).values(
-            id=claim.attempt_id,
-            cycle_id=claim.cycle_id,
-            number=number,
-            fence=claim.fence,
-            worker_id=worker_id,
-            celery_task_id=celery_task_id,
-            opened_at=func.clock_timestamp(),
-            lease_expires_at=func.clock_timestamp() + timedelta(seconds=lease_s),
-        )
-    )
-    message = f"Attempt {number} at cycle {claim.cycle_index} began on {worker_id}."
-    tell(session, claim, "attempt_opened", message, data={"worker_id": worker_id, "fence": claim.fence})
-    return claim
 
 
 def _core_files(session: Session, core_id: str | None) -> tuple[StoredFile, ...]:

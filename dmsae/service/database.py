@@ -85,15 +85,19 @@ class Database:
             DatabaseRefused: Postgres answers, and refuses what was asked.
         """
         with translated_errors():
-            for n_tried in range(1, N_TRIES):
-                try:
-                    return self._run_once(use_case)
-                except DBAPIError as error:
-                    if not isinstance(error.orig, RETRIED):
-                        raise
-                    log.info("transaction_retried", n_tried=n_tried, error=type(error.orig).__name__)
-                    time.sleep(0.01 * 2**n_tried)
-            return self._run_once(use_case)
+            return _retried(lambda: self._run_once(use_case))
+
+    def run_alone(self, use_case: UseCase[Result]) -> Result:
+        """Run a use case of which each statement is a transaction of its own; its wake-ups are not sent.
+
+        So no lock that a statement takes is held while an answer travels.
+
+        Raises:
+            Unavailable: Postgres does not answer, or other transactions stood in the way every time.
+            DatabaseRefused: Postgres answers, and refuses what was asked.
+        """
+        with translated_errors():
+            return _retried(lambda: self._run_alone_once(use_case))
 
     def dispose(self) -> None:
         """Close all pooled connections."""
@@ -109,6 +113,23 @@ class Database:
     def _run_once(self, use_case: UseCase[Result]) -> Result:
         with self._transaction() as session:
             return use_case(session)
+
+    def _run_alone_once(self, use_case: UseCase[Result]) -> Result:
+        engine = self.engine.execution_options(isolation_level="AUTOCOMMIT")
+        with Session(engine, expire_on_commit=False) as session:
+            return use_case(session)
+
+
+def _retried(run: Callable[[], Result]) -> Result:
+    for n_tried in range(1, N_TRIES):
+        try:
+            return run()
+        except DBAPIError as error:
+            if not isinstance(error.orig, RETRIED):
+                raise
+            log.info("transaction_retried", n_tried=n_tried, error=type(error.orig).__name__)
+            time.sleep(0.01 * 2**n_tried)
+    return run()
 
 
 @contextmanager

@@ -3,17 +3,14 @@
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import Any
 
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from dmsae.service.tables import FINAL_JOB_STATES, Artifact, Attempt, Cycle, Event, Job, Owner, Worker
-
-ALIVE = timedelta(seconds=60)
-"""A worker that was not seen for longer does not count."""
-
+from dmsae.service.workers import ALIVE
 
 TOLD_BY_TRAINERS = ("model_loaded", "hook_resolved")
 """Events that say what a trainer really uses."""

@@ -36,7 +36,14 @@ PHASES = ("starting", "loading", "harvesting", "training", "attributing", "evalu
 OUTCOMES = ("succeeded", "failed", "crashed", "handed_back", "cancelled", "superseded")
 CORE_KINDS = ("selected", "filtered", "random_directions", "random_latents", "frequent", "energy")
 PRIORITIES = ("low", "normal", "high")
-IS_QUEUED = text("state = 'queued'")
+IS_CLAIMABLE = text("state = 'queued' AND NOT held")
+CLAIM_INDEXES = {
+    "ix_cycles_claimable": ("resource_class", "owner_id", "priority_rank", "queued_at", "id"),
+    "ix_cycles_oldest": ("resource_class", "owner_id", "queued_at", "id"),
+    "ix_cycles_cached": ("cache_key", "owner_id", "priority_rank", "queued_at", "id"),
+    "ix_cycles_waiting": ("resource_class", "queued_at"),
+}
+"""What `claim_cycle` walks along, to find the best cycle of an owner without looking at the others."""
 IS_UNPURGED = text("deleted_at IS NOT NULL AND purged_at IS NULL")
 IS_UNCLEARED = text("outcome <> 'succeeded' AND cleared_at IS NULL")
 
@@ -77,13 +84,25 @@ class Owner(Table):
     """Who submits: every job has one."""
 
     __tablename__ = "owners"
-    __table_args__ = (CheckConstraint("retention_days BETWEEN 0 AND 36500", "retention_days_bounded"),)
+    __table_args__ = (
+        CheckConstraint("retention_days BETWEEN 0 AND 36500", "retention_days_bounded"),
+        CheckConstraint("weight > 0 AND weight <= 1000000", "weight_positive"),
+        CheckConstraint("max_running >= 0 AND max_queued >= 0 AND high_quota_s >= 0", "limits_not_negative"),
+    )
 
     id: Mapped[str] = mapped_column(primary_key=True)
     name: Mapped[str] = mapped_column(unique=True)
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())
     retention_days: Mapped[int | None] = mapped_column(Integer)
     """Days after its end until a job is deleted; 0: never, null: as the service's settings say."""
+    weight: Mapped[float] = mapped_column(server_default=text("1"))
+    """Share of the devices, beside the weights of the others who wait."""
+    max_running: Mapped[int | None] = mapped_column(Integer)
+    """Most cycles at once; null: any number."""
+    max_queued: Mapped[int | None] = mapped_column(Integer)
+    """Most jobs that wait for their first claim; null: any number."""
+    high_quota_s: Mapped[float | None]
+    """Device-seconds of the window within which `high` goes first; null: as the service's settings say."""
 
 
 class ApiKey(Table):
@@ -159,7 +178,7 @@ class Cycle(Table):
     __table_args__ = (
         UniqueConstraint("job_id", "index"),
         _one_of("state", CYCLE_STATES),
-        Index("ix_cycles_claimable", "owner_id", "priority_rank", "queued_at", postgresql_where=IS_QUEUED),
+        *(Index(name, *columns, postgresql_where=IS_CLAIMABLE) for name, columns in CLAIM_INDEXES.items()),
         CheckConstraint(
             "(state = 'succeeded' AND selects_core) = (output_core_id IS NOT NULL)", "succeeded_with_core"
         ),
@@ -178,9 +197,14 @@ class Cycle(Table):
     resource_class: Mapped[str]
     spec_version: Mapped[int] = mapped_column(Integer)
     cache_key: Mapped[str | None]
+    memory_bytes: Mapped[int | None]
+    """What it takes of its device at most, by estimate; null where that is not known: it fits everywhere."""
+    held: Mapped[bool] = mapped_column(server_default=text("false"))
+    """As its job, for the order of claims."""
     selects_core: Mapped[bool] = mapped_column(server_default=text("true"))
     """False for a probe's."""
     n_failed_attempts: Mapped[int] = mapped_column(Integer, server_default="0")
+    """Attempts that broke off since one left a checkpoint."""
     queued_at: Mapped[datetime | None]
     not_before: Mapped[datetime | None]
     """Backoff: a queued cycle is not claimed earlier."""
@@ -290,14 +314,22 @@ class Checkpoint(Table):
     """A point from which another attempt may go on."""
 
     __tablename__ = "checkpoints"
+    __table_args__ = (
+        Index(
+            "ix_checkpoints_superseded_at", "superseded_at", postgresql_where=text("superseded_at IS NOT NULL")
+        ),
+    )
 
     attempt_id: Mapped[str] = mapped_column(ForeignKey("attempts.id"), primary_key=True)
     step: Mapped[int] = mapped_column(primary_key=True)
     cycle_id: Mapped[str] = mapped_column(ForeignKey("cycles.id"), index=True)
     fence: Mapped[int]
     object_prefix: Mapped[str]
+    manifest_sha256: Mapped[str | None]
+    """Of its manifest, which was stored last; null where its upload broke off."""
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())
     superseded_at: Mapped[datetime | None]
+    """Since when its objects are to go; the row follows them."""
 
 
 class Worker(Table):
@@ -318,6 +350,8 @@ class Worker(Table):
     started_at: Mapped[datetime] = mapped_column(server_default=func.now())
     last_seen_at: Mapped[datetime] = mapped_column(server_default=func.now())
     stopped_at: Mapped[datetime | None]
+    draining_at: Mapped[datetime | None]
+    """Since when somebody wants it to hand its cycle back and end."""
 
 
 class Core(Table):

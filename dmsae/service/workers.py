@@ -11,6 +11,9 @@ from sqlalchemy.orm import Session
 from dmsae.errors import FieldProblem, InvalidConfig
 from dmsae.service.tables import Worker
 
+ALIVE = timedelta(seconds=60)
+"""A worker that was not seen for longer does not count."""
+
 DEVICE = re.compile(r"(cpu|cuda):(0|[1-9][0-9]{0,2})")
 
 
