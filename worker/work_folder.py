@@ -22,10 +22,13 @@ class WorkFolder:
         self.path = work_dir / device.replace(":", "-")
         self.spec = self.path / "spec.json"
         self.core = self.path / "core"
+        self.sources = self.path / "sources"
         self.out = self.path / "out"
+        self.checkpoints = self.path / "checkpoints"
+        self.resume = self.path / "resume"
 
     def prepare(self, claim: Claim, objects: ObjectStore) -> None:
-        """Write the spec and fetch the core that the cycle starts from.
+        """Write the spec and fetch the core that the cycle starts from, or the cycles that it is made from.
 
         Raises:
             Unavailable: the store does not answer.
@@ -33,20 +36,25 @@ class WorkFolder:
         """
         self.clear()
         self.path.mkdir(parents=True, mode=0o700)
-        self.out.mkdir()
+        for folder in (self.out, self.checkpoints):
+            folder.mkdir()
         self.spec.write_text(json.dumps(claim.spec))
-        for file in claim.input_files:
-            path = self.path / file.name
+        wanted = [(self.path / file.name, file) for file in claim.input_files]
+        wanted += [(self.sources / file.name, file) for file in claim.source_files]
+        for path, file in wanted:
             path.parent.mkdir(parents=True, exist_ok=True)
             objects.get_file(file.object_key, path, sha256=file.sha256)
 
     def arguments(self, claim: Claim, settings: Settings, *, inputs: Path) -> list[str]:
         """Give the trainer's arguments; `inputs` holds the objects that it reads."""
         core = ["--core", str(self.core)] if claim.input_files else []
+        core += ["--sources", str(self.sources)] if claim.source_files else []
         roots = [part for root in settings.allowed_roots for part in ("--allowed-root", str(root))]
         folders = ["--cache", str(settings.cache_dir), "--inputs", str(inputs)]
         room = ["--activation-cache-bytes", str(settings.activation_cache_bytes)]
-        return [str(self.spec), str(self.out), *core, *folders, *room, *roots, "--supervised"]
+        kept = ["--checkpoints", str(self.checkpoints), "--checkpoint-every-s", str(settings.checkpoint_s)]
+        kept += ["--resume", str(self.resume)] if self.resume.exists() else []
+        return [str(self.spec), str(self.out), *core, *folders, *room, *kept, *roots, "--supervised"]
 
     def upload(
         self, claim: Claim, objects: ObjectStore, *, has_stopped: Callable[[], bool]
@@ -56,26 +64,38 @@ class WorkFolder:
         Raises:
             Unavailable: the store does not answer.
         """
-        stored: list[StoredFile] = []
-        for path in sorted(p for p in self.out.rglob("*") if p.is_file() and not p.is_symlink()):
-            if has_stopped():
-                return ()
-            stored.append(self._put(claim, objects, path))
-        manifest = self.out / MANIFEST
-        listed: list[dict[str, Any]] = [
-            {"name": file.name, "size_bytes": file.size_bytes, "sha256": file.sha256} for file in stored
-        ]
-        manifest.write_text(json.dumps({"files": listed}, indent=1))
-        return (*stored, self._put(claim, objects, manifest))
+        return upload_folder(objects, self.out, claim.object_prefix, has_stopped=has_stopped)
 
     def clear(self) -> None:
         """Remove everything that this device's attempts left here."""
         shutil.rmtree(self.path, ignore_errors=True)
 
-    def _put(self, claim: Claim, objects: ObjectStore, path: Path) -> StoredFile:
-        name = path.relative_to(self.out).as_posix()
-        stored = objects.put_file(claim.object_prefix + name, path)
+
+def upload_folder(
+    objects: ObjectStore, folder: Path, prefix: str, *, has_stopped: Callable[[], bool]
+) -> tuple[StoredFile, ...]:
+    """Store all files of a folder under a prefix, a manifest last; stop between two and give none if told.
+
+    Raises:
+        Unavailable: the store does not answer.
+    """
+
+    def put(path: Path) -> StoredFile:
+        name = path.relative_to(folder).as_posix()
+        stored = objects.put_file(prefix + name, path)
         return StoredFile(name, stored.key, stored.size_bytes, stored.sha256)
+
+    files: list[StoredFile] = []
+    for path in sorted(p for p in folder.rglob("*") if p.is_file() and not p.is_symlink()):
+        if has_stopped():
+            return ()
+        files.append(put(path))
+    listed: list[dict[str, Any]] = [
+        {"name": file.name, "size_bytes": file.size_bytes, "sha256": file.sha256} for file in files
+    ]
+    manifest = folder / MANIFEST
+    manifest.write_text(json.dumps({"files": listed}, indent=1))
+    return (*files, put(manifest))
 
 
 def check_paths(spec: dict[str, Any], allowed_roots: Sequence[Path]) -> None:
