@@ -124,6 +124,17 @@ def sae_facts(run: CycleRun, selection: Selection) -> dict[str, Any]:
         "noncore_budget": run.config.sae.noncore_budget,
         "core_latent_ids": [] if run.core is None else [latent.latent_id for latent in run.core.latents],
         "selected": [[latent.sae_index, latent.latent_id] for latent in selection.core],
+        **sae_lens_facts(run),
+    }
+
+
+def sae_lens_facts(run: CycleRun) -> dict[str, Any]:
+    """Give, by SAELens' own names, what its evaluation asks a folder for."""
+    return {
+        "model_class_name": "AutoModelForCausalLM",
+        "hook_name": run.hook.path,
+        "context_size": run.config.data.context_length,
+        "prepend_bos": run.config.data.prepend_bos,
     }
 
 

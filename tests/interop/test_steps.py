@@ -16,7 +16,7 @@ missed = mean_t ||r - r_hat||^2, V = mean_t ||r - r_bar||^2, s = min(1, n_dead /
   everywhere gets no gradient there.
 - SAELens leaves the decoder gradient's component along the rows, dictionary_learning removes it as we do.
 - Both train the core's encoder vectors, too: they know of no core.
-- In SAELens `rescale_acts_by_decoder_norm` is off: it would put the rows' norms, which are 1, into the gradient.
+- In SAELens `rescale_acts_by_decoder_norm` is off: it would put the norms of rows into the gradient.
 """
 
 import json
