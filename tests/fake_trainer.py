@@ -18,6 +18,8 @@ from pathlib import Path
 from typing import Any
 
 PR_SET_PDEATHSIG = 1
+ASKED = threading.Event()
+"""Set when the supervisor asks for a checkpoint."""
 
 
 def say(**message: Any) -> None:
@@ -29,7 +31,8 @@ def die_with_parent() -> None:
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
     def watch() -> None:
-        sys.stdin.buffer.read()
+        while os.read(0, 4096):
+            ASKED.set()
         os._exit(4)
 
     threading.Thread(target=watch, daemon=True).start()
@@ -77,12 +80,30 @@ def write_results(spec: dict[str, Any], out: Path, core: Path | None) -> None:
     (out / "metrics.json").write_text('{"l0": 3.5, "ce_increase": NaN}')
 
 
-def work(spec: dict[str, Any], fake: dict[str, Any]) -> None:
+def write_checkpoint(folder: Path, step: int) -> None:
+    """Write what a later attempt needs: the steps done."""
+    folder = folder / f"step-{step}"
+    folder.mkdir()
+    (folder / "steps.txt").write_text(str(step))
+    say(type="checkpoint", step=step, path=str(folder))
+
+
+def work(spec: dict[str, Any], fake: dict[str, Any], arguments: argparse.Namespace) -> None:
+    """Do some steps, from the checkpoint on; `every` and `die_after` count steps."""
     say(type="phase", phase="training")
-    n_steps = 5
-    for step in range(1, n_steps + 1):
+    n_steps = fake.get("n_steps", 5)
+    done = 0 if arguments.resume is None else int((arguments.resume / "steps.txt").read_text())
+    if done:
+        say(type="event", kind="resumed", message=f"After step {done}.", data={"step": done})
+    for step in range(done + 1, n_steps + 1):
         time.sleep(fake.get("seconds", 0.0) / n_steps)
         say(type="progress", step=step, n_steps=n_steps, n_tokens=step * 10, loss=1.0 / step, l0=None)
+        if ASKED.is_set() or ("every" in fake and step % fake["every"] == 0):
+            ASKED.clear()
+            write_checkpoint(arguments.checkpoints, step)
+        if "die_after" in fake and step >= done + fake["die_after"] and step < n_steps:
+            time.sleep(fake.get("before_death", 0.0))
+            os.kill(os.getpid(), signal.SIGKILL)
     say(type="event", kind="core_truncated", message="The core was cut.", data={"cycle": spec["cycle_index"]})
 
 
@@ -121,6 +142,9 @@ def main() -> None:
     parser.add_argument("--cache", type=Path)
     parser.add_argument("--activation-cache-bytes", type=int)
     parser.add_argument("--inputs", type=Path)
+    parser.add_argument("--checkpoints", type=Path)
+    parser.add_argument("--checkpoint-every-s", type=float)
+    parser.add_argument("--resume", type=Path)
     parser.add_argument("--allowed-root", type=Path, action="append")
     parser.add_argument("--supervised", action="store_true")
     arguments = parser.parse_args()
@@ -143,7 +167,7 @@ def main() -> None:
         if once is not None:
             Path(once).touch()
         misbehave(behaviour, fake)
-    work(spec, fake)
+    work(spec, fake, arguments)
     if behaviour != "empty":
         write_results(spec, arguments.out, arguments.core)
     note(marks, "end", spec)

@@ -13,7 +13,7 @@ from functools import partial
 import structlog
 
 from dmsae.errors import DatabaseRefused, Unavailable
-from dmsae.service import purging, retention, uploads
+from dmsae.service import checkpoints, purging, retention, uploads
 from dmsae.service.database import Database, Transaction
 from dmsae.service.leadership import CLEANER_LOCK, Leadership
 from dmsae.service.objects import ObjectStore
@@ -67,7 +67,8 @@ class Cleaner:
 
     def _clean(self) -> bool:
         is_due = time.monotonic() - self._purged_at >= HOUR_S
-        has_more = [self._expire(), self._delete_marked(), self._clear_jobs(), self._delete_abandoned()]
+        has_more = [self._expire(), self._delete_marked(), self._delete_checkpoints()]
+        has_more += [self._clear_jobs(), self._delete_abandoned()]
         if is_due:
             has_more.append(self._purge_jobs())
             if not any(has_more):
@@ -97,6 +98,18 @@ class Cleaner:
                 self._delete(uploads.marked_uploads, uploads.forget_uploads),
             ]
         )
+
+    def _delete_checkpoints(self) -> bool:
+        """Delete checkpoints from which nobody will go on, and then their rows."""
+        n_ended = self._database.run(
+            lambda s: checkpoints.supersede_ended(s, ended_before_s=DAY_S, limit=self._batch)
+        )
+        prefixes = self._database.run(lambda s: checkpoints.superseded_checkpoints(s, limit=self._batch))
+        for prefix in prefixes:
+            n_deleted = self._objects.delete_prefix(prefix)
+            self._database.run(partial(checkpoints.forget_checkpoint, prefix=prefix))
+            log.info("checkpoint_deleted", prefix=prefix, n_deleted=n_deleted)
+        return self._batch in (n_ended, len(prefixes))
 
     def _delete(
         self, find: Callable[..., list[str]], forget: Callable[[Transaction, list[str]], None]

@@ -53,6 +53,14 @@ class EventMessage(_Message):
     data: dict[str, Any] = {}
 
 
+class CheckpointMessage(_Message):
+    """A checkpoint of the cycle is written, as a folder."""
+
+    type: Literal["checkpoint"]
+    step: Count
+    path: str = Field(max_length=4096)
+
+
 class FailedMessage(_Message):
     """The cycle cannot succeed; the last line."""
 
@@ -68,7 +76,7 @@ class DoneMessage(_Message):
     type: Literal["done"]
 
 
-Message = PhaseMessage | ProgressMessage | EventMessage | FailedMessage | DoneMessage
+Message = PhaseMessage | ProgressMessage | EventMessage | CheckpointMessage | FailedMessage | DoneMessage
 
 _MESSAGE: TypeAdapter[Message] = TypeAdapter(Annotated[Message, Field(discriminator="type")])
 

@@ -5,6 +5,7 @@ transaction. While Postgres is away the record waits for it; a stale attempt rec
 """
 
 import errno
+import shutil
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ from dmsae.service.recording import (
     record_success,
 )
 from dmsae.service.results import CycleResult, read_result
+from worker.checkpoints import CheckpointUnusable, CheckpointUploads, fetch_checkpoint
 from worker.device_lock import DeviceLock
 from worker.heartbeat import Heartbeat
 from worker.object_inputs import ObjectInputs
@@ -66,8 +68,16 @@ class Supervisor:
         self._settings = runtime.settings
         self._claim = claim
         self._lock = lock
-        self._output = TrainerOutput(make_redactor(runtime.settings))
         self._folder = WorkFolder(runtime.settings.work_dir, runtime.worker.slot)
+        self._uploads = CheckpointUploads(
+            claim,
+            runtime.objects,
+            folder=self._folder.checkpoints,
+            tell=lambda stored: self._output.add_checkpoint(stored),
+            has_stopped=lambda: self._is_lost,
+        )
+        redact = make_redactor(runtime.settings)
+        self._output = TrainerOutput(redact, on_checkpoint=self._uploads.offer)
         self._inputs = ObjectInputs(runtime.settings.cache_dir, runtime.worker.id)
         self._last_report = Report()
         self._heartbeat = Heartbeat(runtime.settings, claim, self._output)
@@ -81,6 +91,8 @@ class Supervisor:
         try:
             with self._heartbeat:
                 verdict = self._prepare() or self._train()
+                is_needed = verdict.kind == "crashed"
+                self._uploads.close(patience_s=self._settings.drain_grace_s if is_needed else 0)
                 if verdict.kind == "succeeded":
                     verdict, artifacts, result = self._collect()
             outcome = self._record(verdict, artifacts, result)
@@ -95,6 +107,7 @@ class Supervisor:
             check_paths(self._claim.spec, self._settings.allowed_roots)
             self._settings.cache_dir.mkdir(parents=True, exist_ok=True)
             self._with_store(lambda: self._folder.prepare(self._claim, self._runtime.objects))
+            self._fetch_checkpoint()
             self._with_store(
                 lambda: self._inputs.fetch(
                     self._claim.spec, self._runtime.objects, has_stopped=lambda: self._has_stopped
@@ -103,6 +116,23 @@ class Supervisor:
         except (CycleFailed, Unavailable, OSError) as error:
             return _verdict_of(error)
         return None
+
+    def _fetch_checkpoint(self) -> None:
+        """Fetch what the attempt goes on from, if there is anything; one that is spoilt is told and left."""
+        point = self._claim.checkpoint
+        if point is None:
+            return
+        try:
+            self._with_store(lambda: fetch_checkpoint(point, self._folder.resume, self._runtime.objects))
+        except CheckpointUnusable as error:
+            shutil.rmtree(self._folder.resume)
+            reason = error.message
+            self._output.add_event(
+                "checkpoint_refused",
+                f"The checkpoint after step {point.step}, of attempt {point.attempt_number}, cannot be used: "
+                f"{reason}. The cycle begins anew.",
+                {"step": point.step, "reason": reason},
+            )
 
     def _train(self) -> Verdict:
         if (reason := self._reason_to_stop()) is not None:
@@ -134,7 +164,9 @@ class Supervisor:
         while trainer.exit_status() is None:
             now = time.monotonic()
             if (reason := self._reason_to_stop()) is not None:
-                return reason
+                if reason.kind == "handed_back":
+                    self._take_leave(trainer)
+                return self._reason_to_stop()
             if limit_s is not None and now - begun > limit_s:
                 message = f"The cycle ran longer than time_limit_s = {limit_s} seconds."
                 return Verdict("failed", "timed_out", message, "time_limit_s")
@@ -143,6 +175,22 @@ class Supervisor:
                 return None
             self._heartbeat.changed.wait(WATCH_S)
         return None
+
+    def _take_leave(self, trainer: Trainer) -> None:
+        """Have the SAE as it stands written and stored, within the grace of a drain."""
+        deadline = time.monotonic() + self._settings.drain_grace_s
+        written_before = self._uploads.newest_step
+        is_training = self._output.last_phase == "training"
+        if is_training:
+            trainer.ask_for_checkpoint()
+        while time.monotonic() < deadline and trainer.exit_status() is None and not self._is_lost:
+            if self._uploads.stored_step > written_before or (not is_training and self._uploads.is_idle):
+                return
+            time.sleep(WATCH_S)
+
+    @property
+    def _is_lost(self) -> bool:
+        return self._heartbeat.is_stale or self._heartbeat.is_cancelling
 
     def _reason_to_stop(self) -> Verdict | None:
         if self._heartbeat.is_stale:
@@ -237,7 +285,9 @@ class Supervisor:
     ) -> UseCase[str]:
         """Give the transaction that stores the last report and the outcome."""
         claim, settings, report = self._claim, self._settings, self._last_report
-        policy = RetryPolicy(settings.max_attempts, settings.retry_backoff_s)
+        policy = RetryPolicy(
+            settings.max_attempts, settings.retry_backoff_s, max_in_all=settings.max_attempts_in_all
+        )
         code, message = verdict.code, verdict.message
 
         def recording(session: Transaction) -> str:

@@ -108,7 +108,10 @@ class Sweeper:
         self._leadership.resign()
 
     def _close_expired(self) -> None:
-        policy = RetryPolicy(self._settings.max_attempts, self._settings.retry_backoff_s)
+        settings = self._settings
+        policy = RetryPolicy(
+            settings.max_attempts, settings.retry_backoff_s, max_in_all=settings.max_attempts_in_all
+        )
         for expired in self._watch.overdue(self._database.run(find_expired), time.monotonic()):
             outcome = self._database.run(partial(close_expired, expired=expired, policy=policy))
             if outcome is not None:

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, BinaryIO, cast
 
@@ -65,6 +66,13 @@ class Trainer:
     def exit_status(self) -> int | None:
         """Give the exit status, negative for a signal; None while it runs."""
         return self._process.poll()
+
+    def ask_for_checkpoint(self) -> None:
+        """Have a checkpoint written after the step that runs; nothing comes of it where no SAE is trained."""
+        if self._process.stdin is not None:
+            with suppress(OSError):
+                self._process.stdin.write(b"checkpoint\n")
+                self._process.stdin.flush()
 
     def stop(self, *, grace_s: float) -> bool:
         """End the whole group and say whether it is proven gone; what was said is read to its end."""

@@ -2,10 +2,13 @@
 
 import threading
 from collections import deque
+from collections.abc import Callable
 from typing import BinaryIO
 
+from dmsae.service.checkpoints import StoredCheckpoint
 from dmsae.service.leases import Report
 from worker.protocol import (
+    CheckpointMessage,
     DoneMessage,
     EventMessage,
     FailedMessage,
@@ -26,16 +29,23 @@ N_EVENTS = 200
 class TrainerOutput:
     """Collects from the reading threads and gives the supervisor's heartbeat what is new."""
 
-    def __init__(self, redact: Redactor) -> None:
+    def __init__(
+        self, redact: Redactor, *, on_checkpoint: Callable[[CheckpointMessage], None] = lambda _: None
+    ) -> None:
+        """Hand what is said of a checkpoint to `on_checkpoint`, in a thread that reads."""
         self._redact = redact
+        self._on_checkpoint = on_checkpoint
         self._lock = threading.Lock()
         self._phase: str | None = None
+        self._checkpoints: list[StoredCheckpoint] = []
         self._progress: dict[str, object] | None = None
         self._points: deque[dict[str, object]] = deque(maxlen=N_POINTS)
         self._events: deque[dict[str, object]] = deque(maxlen=N_EVENTS)
         self._tail = bytearray()
         self._is_tail_new = False
         self.ending: DoneMessage | FailedMessage | None = None
+        self.last_phase = "starting"
+        """The phase that was said last, whether or not that is reported."""
 
     def read_messages(self, stream: BinaryIO) -> None:
         """Read standard output to its end; lines that are no message go to the tail."""
@@ -54,7 +64,7 @@ class TrainerOutput:
         with self._lock:
             match message:
                 case PhaseMessage():
-                    self._phase = message.phase
+                    self._phase = self.last_phase = message.phase
                 case ProgressMessage():
                     self._progress = message.model_dump(exclude={"type"})
                     if message.step > 0:
@@ -64,7 +74,19 @@ class TrainerOutput:
                     self._events.append(self._redact.all_of(said))
                 case DoneMessage() | FailedMessage():
                     self.ending = message
+        if isinstance(message, CheckpointMessage):
+            self._on_checkpoint(message)
         return message is not None
+
+    def add_event(self, kind: str, message: str, data: dict[str, object]) -> None:
+        """Note an event that the supervisor itself has to tell."""
+        with self._lock:
+            self._events.append({"kind": kind, "message": message, "data": data})
+
+    def add_checkpoint(self, stored: StoredCheckpoint) -> None:
+        """Note a checkpoint whose upload has ended."""
+        with self._lock:
+            self._checkpoints.append(stored)
 
     def set_phase(self, phase: str) -> None:
         """Note a phase that the supervisor itself begins."""
@@ -80,10 +102,12 @@ class TrainerOutput:
                 points=tuple(self._points),
                 events=tuple(self._events),
                 log_tail=self._read_tail() if self._is_tail_new else None,
+                checkpoints=tuple(self._checkpoints),
             )
             self._phase = self._progress = None
             self._points.clear()
             self._events.clear()
+            self._checkpoints.clear()
             self._is_tail_new = False
             return report
 
@@ -94,6 +118,7 @@ class TrainerOutput:
             self._progress = self._progress or report.progress
             self._points = deque([*report.points, *self._points], maxlen=N_POINTS)
             self._events = deque([*report.events, *self._events], maxlen=N_EVENTS)
+            self._checkpoints = [*report.checkpoints, *self._checkpoints]
             self._is_tail_new = self._is_tail_new or report.log_tail is not None
 
     def tail(self) -> str:

@@ -12,7 +12,8 @@ from sqlalchemy import delete, func, select, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
-from dmsae.service.states import Held, stale, tell
+from dmsae.service.checkpoints import StoredCheckpoint, record_checkpoint
+from dmsae.service.states import Held, lock_attempt, stale, tell
 from dmsae.service.tables import Attempt, Cycle, Job, MetricPoint
 
 POINT_VALUES = (
@@ -41,6 +42,8 @@ class Report:
     events: tuple[dict[str, Any], ...] = ()
     """Event lines: kind, message, data."""
     log_tail: str | None = None
+    checkpoints: tuple[StoredCheckpoint, ...] = ()
+    """Checkpoints whose upload has ended, in order."""
 
     @property
     def is_visible(self) -> bool:
@@ -69,6 +72,8 @@ def renew(session: Session, held: Held, *, lease_s: float, report: Report) -> Le
     Raises:
         StaleAttempt: the attempt is closed or its number is another's; nothing is stored.
     """
+    if report.checkpoints:
+        lock_attempt(session, held)
     state = _job_state(session, held.job_id, is_changed=report.is_visible)
     values: dict[str, Any] = {"lease_expires_at": func.clock_timestamp() + timedelta(seconds=lease_s)}
     for name in ("phase", "progress", "log_tail"):
@@ -87,6 +92,8 @@ def renew(session: Session, held: Held, *, lease_s: float, report: Report) -> Le
         raise stale(held)
     if report.points:
         _add_points(session, held, report.points)
+    for stored in report.checkpoints:
+        record_checkpoint(session, held, stored)
     for event in report.events:
         tell(session, held, event["kind"], event["message"], data=event.get("data"))
     return LeaseState(is_cancelling=state == "cancelling")

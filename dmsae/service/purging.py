@@ -41,7 +41,7 @@ def forget_artifacts(session: Session, keys: Sequence[str]) -> None:
 
 
 def abandoned_attempts(session: Session, *, closed_before_s: float, limit: int) -> list[Held]:
-    """List attempts without success that closed so long ago: nothing refers to what they stored."""
+    """List attempts without success, closed so long ago, of which nothing is needed: no checkpoint either."""
     columns = (Cycle.job_id, Cycle.id, Cycle.index, Attempt.id, Attempt.number, Attempt.fence)
     rows = session.execute(
         select(*columns, Cycle.resource_class)
@@ -49,6 +49,9 @@ def abandoned_attempts(session: Session, *, closed_before_s: float, limit: int) 
         .where(
             Attempt.outcome != "succeeded",
             Attempt.cleared_at.is_(None),
+            ~select(Checkpoint.step)
+            .where(Checkpoint.attempt_id == Attempt.id, Checkpoint.superseded_at.is_(None))
+            .exists(),
             Attempt.closed_at < func.clock_timestamp() - timedelta(seconds=closed_before_s),
         )
         .order_by(Attempt.closed_at, Attempt.id)
@@ -94,8 +97,17 @@ def clear_job(session: Session, job_id: str, *, limit: int) -> bool:
         .values(log_tail="", progress=None, error=None)
         .execution_options(synchronize_session=False)
     )
-    has_artifacts = session.scalar(select(Artifact.object_key).where(Artifact.job_id == job_id).limit(1))
-    if n_removed or has_artifacts is not None:
+    session.execute(
+        update(Checkpoint)
+        .where(Checkpoint.cycle_id.in_(cycles), Checkpoint.superseded_at.is_(None))
+        .values(superseded_at=func.now())
+        .execution_options(synchronize_session=False)
+    )
+    stored = (
+        select(Artifact.object_key).where(Artifact.job_id == job_id),
+        select(Checkpoint.object_prefix).where(Checkpoint.cycle_id.in_(cycles)),
+    )
+    if n_removed or any(session.scalar(query.limit(1)) is not None for query in stored):
         return False
     return _note(session, job_id, Job.cleared_at.is_(None), cleared_at=func.now(), error=None)
 

@@ -12,6 +12,7 @@ from sqlalchemy import func, insert, select, update
 from sqlalchemy.orm import Session
 
 from dmsae.errors import FAILURES
+from dmsae.service.checkpoints import supersede_checkpoints
 from dmsae.service.claims import Claim, StoredFile
 from dmsae.service.database import wake_after_commit
 from dmsae.service.lineage_rows import write_core
@@ -26,7 +27,7 @@ from dmsae.service.states import (
     move_job,
     tell,
 )
-from dmsae.service.tables import Artifact, Cycle
+from dmsae.service.tables import Artifact, Attempt, Cycle
 
 ConfirmedBy = Literal["supervisor", "lease"]
 
@@ -39,6 +40,8 @@ class RetryPolicy:
 
     max_attempts: int
     backoff_s: float
+    max_in_all: int = 100
+    """Attempts that may break off in all, though checkpoints got further in between."""
 
 
 def record_success(
@@ -64,6 +67,7 @@ def record_success(
         seed=job.config.get("seed"),
     )
     _write_artifacts(session, claim, artifacts)
+    supersede_checkpoints(session, claim.cycle_id)
     close_attempt(session, claim, "succeeded")
     move_cycle(session, claim.cycle_id, "succeeded", output_core_id=core_id, metrics=result.metrics)
     n_new = sum(entry.parent_core_index is None for entry in result.lineage.core)
@@ -111,8 +115,10 @@ def record_crash(session: Session, held: Held, *, code: str, message: str, polic
         .execution_options(synchronize_session=False)
     ).one()
     tell(session, held, "attempt_crashed", error["message"], data={"code": code, "n_failed": n_failed})
-    if n_failed >= policy.max_attempts:
-        told = f"All {n_failed} attempts broke off; the last: {message}"
+    n_in_all = 1 + _count_crashed(session, held.cycle_id)
+    if n_failed >= policy.max_attempts or n_in_all >= policy.max_in_all:
+        many = f"All {n_failed} attempts" if n_in_all == n_failed else f"{n_in_all} attempts in all"
+        told = f"{many} broke off; the last: {message}"
         exhausted = {**_error("attempts_exhausted", told, None), "cause": code}
         _fail(session, held, error=exhausted, outcome="crashed")
         return "crashed"
@@ -170,6 +176,12 @@ def _fail(session: Session, held: Held, *, error: dict[str, Any], outcome: str) 
     tell(session, held, "cycle_failed", error["message"], data=error)
     move_job(session, held.job_id, "failed", reason=error["message"], error=error)
     tell(session, held, "job_failed", reason, data={"code": error["code"]})
+
+
+def _count_crashed(session: Session, cycle_id: str) -> int:
+    """Count the closed attempts at a cycle that broke off."""
+    where = (Attempt.cycle_id == cycle_id, Attempt.outcome == "crashed")
+    return session.scalars(select(func.count()).select_from(Attempt).where(*where)).one()
 
 
 def _error(code: str, message: str, param: str | None) -> dict[str, Any]:

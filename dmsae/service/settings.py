@@ -64,7 +64,13 @@ class Settings(BaseSettings):
     deaf_after_s: float = Field(60.0, gt=0)
     """An idle worker that hears nothing for so long although the broker answers exits."""
     max_attempts: int = Field(3, ge=1)
-    """Failed or crashed attempts after which a cycle fails."""
+    """Attempts that broke off after which a cycle fails; counted anew once one has left a checkpoint."""
+    max_attempts_in_all: int = Field(100, ge=1)
+    """The same, whatever checkpoints were left in between."""
+    checkpoint_s: float = Field(600.0, ge=0)
+    """Seconds of training between two checkpoints."""
+    drain_grace_s: float = Field(25.0, ge=0)
+    """How long a worker that is told to stop waits for a checkpoint of its cycle to be stored."""
     retry_backoff_s: float = Field(1.0, ge=0)
     """Wait before the second attempt; it doubles with each further one."""
     kill_grace_s: float = Field(3.0, ge=0)
