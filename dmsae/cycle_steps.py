@@ -30,7 +30,7 @@ from dmsae.reporting import Report
 from dmsae.resuming import make_trainer, read_checkpoint, write_checkpoint
 from dmsae.sae import MatryoshkaSae
 from dmsae.selection import Selection, select
-from dmsae.splicing import take_kept
+from dmsae.splicing import spread_kept
 from dmsae.stream import Order, TokenStream
 from dmsae.training import Trained
 
@@ -130,6 +130,6 @@ def check_scores(
     """Ablate a sample of latents one by one and set the measured loss changes beside their scores."""
     config = run.config.attribution
     latents = sample_latents(attribution, config=config, seed=run.seed)
-    batches = take_kept(harvest.attribution, config.ablation_tokens)
+    batches = spread_kept(harvest.attribution, config.ablation_tokens)
     replacement = Replacement(sae, harvest.survey.scale.rms, config.error_term)
     return compare(measure_ablations(batches, run.run_upper, replacement, latents=latents), attribution)

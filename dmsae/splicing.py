@@ -4,7 +4,7 @@ The rules that attribution, ablation and evaluation share (METHOD 8, 10). What s
 activation is theirs to say.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import torch
 from jaxtyping import Bool, Float, Float64, Int
@@ -34,6 +34,25 @@ def take_kept(batches: Iterable[ContextBatch], n_tokens: int) -> Iterator[Contex
         n_left -= int(is_kept.sum())
         if n_left == 0:
             return
+
+
+def spread_kept(batches: Sequence[ContextBatch], n_tokens: int) -> Iterator[ContextBatch]:
+    """Give `n_tokens` kept tokens in whole contexts but the last, spread evenly over all batches.
+
+    So that a few tokens come from many documents, not from the first one. All where there are no more.
+    """
+    n_all = sum(int(batch.is_kept.sum()) for batch in batches)
+    chosen, n_seen, n_taken = [], 0, 0
+    for batch in batches:
+        is_taken = torch.zeros(len(batch.is_kept), dtype=torch.bool)
+        for row, n_kept in enumerate(batch.is_kept.sum(dim=1).tolist()):
+            n_seen += n_kept
+            if n_taken * n_all < n_tokens * n_seen:
+                is_taken[row] = True
+                n_taken += n_kept
+        if is_taken.any():
+            chosen.append(take_rows(batch, is_taken))
+    return take_kept(chosen, n_tokens)
 
 
 def split_rows(batches: Iterable[ContextBatch], n_positions: int = UPPER_POSITIONS) -> Iterator[ContextBatch]:
