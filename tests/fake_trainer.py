@@ -18,6 +18,19 @@ from pathlib import Path
 from typing import Any
 
 PR_SET_PDEATHSIG = 1
+
+FACTS: dict[str, Any] = {
+    "rms": 2.5,
+    "median_norm": 14.0,
+    "provenance": {
+        "model_revision": "revision-1",
+        "hook": "model.layers.10:resid_post",
+        "dtype": "float32",
+        "special_ids": [0, 1, 2],
+        "split": [0.8, 0.1, 0.1],
+        "split_salt": "salt",
+    },
+}
 ASKED = threading.Event()
 """Set when the supervisor asks for a checkpoint."""
 
@@ -54,7 +67,7 @@ def take_device(marks: Path, device: str, spec: dict[str, Any]) -> None:
 
 
 def write_results(spec: dict[str, Any], out: Path, core: Path | None) -> None:
-    given = json.loads((core / "core.json").read_text()) if core else []
+    given = json.loads((core / "core.json").read_text())["latents"] if core else []
     cycle, job_id = spec["cycle_index"], spec["job_id"]
     entries = [
         {**entry, "parent_core_index": entry["core_index"], "times_selected": entry["times_selected"] + 1}
@@ -74,7 +87,9 @@ def write_results(spec: dict[str, Any], out: Path, core: Path | None) -> None:
     dropped = [{"core_index": e["core_index"], "latent_id": e["latent_id"]} for e in given[-1:]]
     lineage = {"cycle_index": cycle, "core": entries, "dropped": dropped}
     (out / "core").mkdir()
-    (out / "core" / "core.json").write_text(json.dumps(entries))
+    (out / "core" / "core.json").write_text(json.dumps({**FACTS, "latents": entries}))
+    (out / "sae").mkdir()
+    (out / "sae" / "cfg.json").write_text('{"d_in": 576}')
     (out / "spec.json").write_text(json.dumps(spec))
     (out / "lineage.json").write_text(json.dumps(lineage))
     (out / "metrics.json").write_text('{"l0": 3.5, "ce_increase": NaN}')

@@ -9,7 +9,7 @@ from uuid import uuid4
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
-from dmsae.config import SPEC_VERSION
+from dmsae.config import SPEC_VERSION, SPLIT_SALT
 from dmsae.service.ids import new_id
 from dmsae.service.results import CycleResult, Lineage
 from dmsae.service.states import Held
@@ -21,6 +21,19 @@ CONFIG: dict[str, Any] = {
     "time_limit_s": None,
     "model": {"source": "builtin", "name": "smollm2-135m"},
     "selection": {"attribution_fraction": 0.9, "max_core": None, "convergence_tolerance": 0.02},
+}
+
+
+PROVENANCE: dict[str, Any] = {
+    "model_revision": "revision-1",
+    "hook": "model.layers.10:resid_post",
+    "dtype": "float32",
+    "special_ids": [0, 1, 2],
+    "split": [0.8, 0.1, 0.1],
+    "split_salt": SPLIT_SALT,
+    "rms": 2.5,
+    "median_norm": 14.0,
+    "d_model": 576,
 }
 
 
@@ -144,4 +157,4 @@ def make_lineage(held: Held, given: list[Any], *, kept: list[int], new: list[int
 
 
 def as_result(lineage: dict[str, Any], **metrics: Any) -> CycleResult:
-    return CycleResult(Lineage.model_validate(lineage), metrics)
+    return CycleResult(metrics, Lineage.model_validate(lineage), PROVENANCE)

@@ -25,7 +25,7 @@ from dmsae.service.recording import (
     record_hand_back,
     record_success,
 )
-from dmsae.service.results import CycleResult, read_result
+from dmsae.service.results import TrainerResult, read_result
 from worker.checkpoints import CheckpointUnusable, CheckpointUploads, fetch_checkpoint
 from worker.device_lock import DeviceLock
 from worker.heartbeat import Heartbeat
@@ -87,7 +87,7 @@ class Supervisor:
         """Carry the attempt through; when this returns no process of it is left. Gives its outcome."""
         self._log.info("attempt_began", fence=self._claim.fence)
         artifacts: tuple[StoredFile, ...] = ()
-        result: CycleResult | None = None
+        result: TrainerResult | None = None
         try:
             with self._heartbeat:
                 verdict = self._prepare() or self._train()
@@ -223,12 +223,12 @@ class Supervisor:
         status = trainer.exit_status()
         return Verdict("crashed", "crashed", describe_exit(0 if status is None else status))
 
-    def _collect(self) -> tuple[Verdict, tuple[StoredFile, ...], CycleResult | None]:
+    def _collect(self) -> tuple[Verdict, tuple[StoredFile, ...], TrainerResult | None]:
         """Read the results and store all files."""
         self._output.set_phase("uploading")
         started = time.monotonic()
         try:
-            result = read_result(self._folder.out)
+            result = read_result(self._folder.out, is_match="cores" in self._claim.spec["config"])
             artifacts = self._with_store(
                 lambda: self._folder.upload(
                     self._claim, self._runtime.objects, has_stopped=lambda: self._has_stopped
@@ -253,7 +253,9 @@ class Supervisor:
                 time.sleep(2**n_tried)
         return use()
 
-    def _record(self, verdict: Verdict, artifacts: tuple[StoredFile, ...], result: CycleResult | None) -> str:
+    def _record(
+        self, verdict: Verdict, artifacts: tuple[StoredFile, ...], result: TrainerResult | None
+    ) -> str:
         if verdict.kind == "stale":
             return "stale"
         self._last_report = self._output.take_report()
@@ -281,7 +283,7 @@ class Supervisor:
                 time.sleep(RECORD_PATIENCE_S)
 
     def _recording(
-        self, verdict: Verdict, artifacts: tuple[StoredFile, ...], result: CycleResult | None
+        self, verdict: Verdict, artifacts: tuple[StoredFile, ...], result: TrainerResult | None
     ) -> UseCase[str]:
         """Give the transaction that stores the last report and the outcome."""
         claim, settings, report = self._claim, self._settings, self._last_report

@@ -12,13 +12,14 @@ from sqlalchemy.orm import Session
 
 from dmsae.errors import CycleFailed
 from dmsae.service.ids import new_id
-from dmsae.service.results import CoreEntry, Lineage
+from dmsae.service.results import CoreEntry, CycleResult, Lineage
 from dmsae.service.states import Held
 from dmsae.service.tables import Core, CoreLatent, CycleOrigin, Latent
 
 PLACE = (
     "core_index",
     "sae_index",
+    "times_selected",
     "score",
     "score_se",
     "share",
@@ -32,13 +33,14 @@ PLACE = (
 
 
 def write_core(
-    session: Session, held: Held, lineage: Lineage, *, input_core_id: str | None, seed: int | None
+    session: Session, held: Held, result: CycleResult, *, input_core_id: str | None, seed: int | None
 ) -> str:
     """Write the core that a cycle selected, the identities and places of its latents, and its origins.
 
     Raises:
         CycleFailed: `internal_error`, the lineage contradicts itself or the core that the cycle was given.
     """
+    lineage = result.lineage
     check_lineage(held, lineage, given=_given_core(session, input_core_id))
     core_id = new_id("core")
     session.execute(
@@ -49,6 +51,7 @@ def write_core(
             seed=seed,
             n_latents=len(lineage.core),
             object_prefix=f"{held.object_prefix}core/",
+            provenance=result.provenance,
         )
     )
     ids = _write_identities(session, held, lineage)

@@ -15,9 +15,11 @@ from dmsae.errors import FAILURES
 from dmsae.service.checkpoints import supersede_checkpoints
 from dmsae.service.claims import Claim, StoredFile
 from dmsae.service.database import wake_after_commit
+from dmsae.service.given_rows import write_given
 from dmsae.service.lineage_rows import write_core
+from dmsae.service.matches import describe_match, queue_match
 from dmsae.service.plain_json import plain_text
-from dmsae.service.results import CycleResult
+from dmsae.service.results import MatchResult, TrainerResult
 from dmsae.service.states import (
     Held,
     close_attempt,
@@ -45,9 +47,11 @@ class RetryPolicy:
 
 
 def record_success(
-    session: Session, claim: Claim, *, artifacts: tuple[StoredFile, ...], result: CycleResult
+    session: Session, claim: Claim, *, artifacts: tuple[StoredFile, ...], result: TrainerResult
 ) -> str:
     """Record a finished cycle: core, lineage, artifacts, metrics; queue the next cycle or end the job.
+
+    A match has neither core nor lineage: what it found stands among its metrics.
 
     Gives the outcome of the attempt: `cancelled` where the job was being cancelled.
 
@@ -59,23 +63,35 @@ def record_success(
     if job.state == "cancelling":
         _cancel(session, claim, confirmed_by="supervisor")
         return "cancelled"
-    core_id = write_core(
-        session,
-        claim,
-        result.lineage,
-        input_core_id=claim.input_core_id,
-        seed=job.config.get("seed"),
-    )
+    if isinstance(result, MatchResult):
+        return _record_match(session, claim, artifacts, result)
+    given_id = write_given(session, claim, result) or claim.input_core_id
+    core_id = write_core(session, claim, result, input_core_id=given_id, seed=job.config.get("seed"))
     _write_artifacts(session, claim, artifacts)
     supersede_checkpoints(session, claim.cycle_id)
     close_attempt(session, claim, "succeeded")
-    move_cycle(session, claim.cycle_id, "succeeded", output_core_id=core_id, metrics=result.metrics)
+    cores = {"input_core_id": given_id, "output_core_id": core_id}
+    move_cycle(session, claim.cycle_id, "succeeded", metrics=result.metrics, **cores)
     n_new = sum(entry.parent_core_index is None for entry in result.lineage.core)
     n_core, n_dropped = len(result.lineage.core), len(result.lineage.dropped)
     message = f"Cycle {claim.cycle_index} selected {n_core} latents: {n_new} new, {n_dropped} dropped."
     data = {"core_id": core_id, "n_core": n_core, "n_new": n_new, "n_dropped": n_dropped}
     tell(session, claim, "cycle_succeeded", message, data=data)
     _go_on(session, claim, core_id, config=job.config)
+    return "succeeded"
+
+
+def _record_match(
+    session: Session, claim: Claim, artifacts: tuple[StoredFile, ...], result: MatchResult
+) -> str:
+    _write_artifacts(session, claim, artifacts)
+    close_attempt(session, claim, "succeeded")
+    metrics = {**result.metrics, "match": describe_match(result.match)}
+    move_cycle(session, claim.cycle_id, "succeeded", metrics=metrics)
+    n_cores = len(result.match.cores)
+    tell(session, claim, "cycle_succeeded", f"The cores of {n_cores} chains were compared.")
+    move_job(session, claim.job_id, "succeeded")
+    tell(session, claim, "job_succeeded", "The match is done.")
     return "succeeded"
 
 
@@ -221,11 +237,13 @@ def _go_on(session: Session, claim: Claim, core_id: str, *, config: dict[str, An
     if following is None:
         move_job(session, claim.job_id, "succeeded")
         tell(session, claim, "job_succeeded", "All cycles are done.")
+        queue_match(session, claim)
     elif _is_converged(session, claim, config):
         end_unstarted_cycles(session, claim.job_id, reason="The core converged before this cycle.")
         move_job(session, claim.job_id, "succeeded", reason="converged")
         message = f"The core converged after cycle {claim.cycle_index}: later cycles are skipped."
         tell(session, claim, "job_succeeded", message, data={"reason": "converged"})
+        queue_match(session, claim)
     else:
         move_cycle(session, following.id, "queued", input_core_id=core_id, queued_at=func.now())
         tell(session, claim, "cycle_queued", f"Cycle {claim.cycle_index + 1} waits for a worker.")

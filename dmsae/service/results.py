@@ -2,18 +2,22 @@
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from dmsae.errors import CycleFailed
 from dmsae.service.plain_json import read_plain_json
 
-REQUIRED_FILES = ("spec.json", "core/core.json", "lineage.json", "metrics.json")
+CYCLE_FILES = ("spec.json", "sae/cfg.json", "core/core.json", "lineage.json", "metrics.json")
+MATCH_FILES = ("spec.json", "match.json", "metrics.json")
 
 
 class _Part(BaseModel):
     model_config = ConfigDict(strict=True, frozen=True, extra="ignore", allow_inf_nan=False)
+
+
+Part = TypeVar("Part", bound=_Part)
 
 
 class CoreEntry(_Part):
@@ -45,48 +49,147 @@ class DroppedEntry(_Part):
     latent_id: str
 
 
+class GivenEntry(_Part):
+    """One latent of the core that a training was given; null is what nothing has measured of it."""
+
+    core_index: int = Field(ge=0)
+    latent_id: str
+    origin_job_id: str
+    origin_cycle: int = Field(ge=0)
+    origin_index: int = Field(ge=0)
+    origin_kind: str
+    parent_core_index: int | None
+    """Its place in the core that the referenced cycle selected."""
+    sae_index: int | None
+    """Its row in the referenced cycle's SAE."""
+    score: float | None
+    share: float | None
+    rank: int | None
+    density: float | None
+    encoder_norm: float | None
+
+
+class Given(_Part):
+    """The core that a training was given."""
+
+    kind: Literal["selected", "filtered", "random_directions", "random_latents", "frequent", "energy"]
+    seed: int | None
+    overlap: float | None
+    is_weak_control: bool | None
+    core: list[GivenEntry] = Field(min_length=1)
+
+
 class Lineage(_Part):
     """`lineage.json`: who was selected, where each comes from, and who was dropped."""
 
     cycle_index: int = Field(ge=0)
     core: list[CoreEntry] = Field(min_length=1)
     dropped: list[DroppedEntry]
+    given: Given | None = None
+    """Of a training that was given a core."""
+
+
+class _Provenance(_Part):
+    """What `core.json` says of the activations that the core was found on."""
+
+    model_revision: str
+    hook: str
+    dtype: str
+    special_ids: list[int]
+    split: list[float]
+    split_salt: str
+
+
+class _CoreFacts(_Part):
+    rms: float = Field(gt=0)
+    median_norm: float = Field(gt=0)
+    provenance: _Provenance
+
+
+class _SaeFacts(_Part):
+    d_in: int = Field(ge=1)
+
+
+class Match(_Part):
+    """`match.json`: which latents of each core another one holds too. Only what is shown is checked."""
+
+    model_config = ConfigDict(extra="allow")
+
+    cores: list[str] = Field(min_length=2)
+    n_latents: list[int]
+    pairs: list[dict[str, Any]]
+    reproduced: list[list[str]]
+    share_reproduced: list[float | None]
 
 
 @dataclass(frozen=True)
-class CycleResult:
-    """What a finished cycle says of itself, beside its files."""
+class _Timed:
+    """What every finished trainer leaves."""
 
-    lineage: Lineage
     metrics: dict[str, Any]
 
-    def with_phase(self, phase: str, *, seconds: float) -> "CycleResult":
+    def with_phase(self, phase: str, *, seconds: float) -> Self:
         """Add a phase that the trainer did not see to those that it timed."""
         timed = self.metrics.get("phase_seconds")
         phases = {**(timed if isinstance(timed, dict) else {}), phase: seconds}
         return replace(self, metrics={**self.metrics, "phase_seconds": phases})
 
 
-def read_result(folder: Path) -> CycleResult:
-    """Read lineage and metrics of a finished cycle; non-finite metrics become null.
+@dataclass(frozen=True)
+class CycleResult(_Timed):
+    """What a finished cycle says of itself, beside its files."""
+
+    lineage: Lineage
+    provenance: dict[str, Any]
+    """What travels with its core, and with the one that it was given: they share it."""
+
+
+@dataclass(frozen=True)
+class MatchResult(_Timed):
+    """What a finished match says."""
+
+    match: Match
+
+
+TrainerResult = CycleResult | MatchResult
+
+
+def read_result(folder: Path, *, is_match: bool) -> TrainerResult:
+    """Read what a finished trainer says of its results; non-finite metrics become null.
 
     Raises:
         CycleFailed: `internal_error`, a file is missing or does not say what it must.
     """
-    missing = [name for name in REQUIRED_FILES if not (folder / name).is_file()]
+    missing = [name for name in (MATCH_FILES if is_match else CYCLE_FILES) if not (folder / name).is_file()]
     if missing:
         raise CycleFailed("internal_error", f"The trainer finished without writing {', '.join(missing)}.")
+    metrics = _read_json(folder / "metrics.json")
+    if not isinstance(metrics, dict):
+        raise CycleFailed("internal_error", "The trainer's metrics.json is not an object.")
+    if is_match:
+        return MatchResult(metrics, _read(Match, folder / "match.json"))
+    lineage = _read(Lineage, folder / "lineage.json")
+    core, sae = (
+        _read(_CoreFacts, folder / "core" / "core.json"),
+        _read(_SaeFacts, folder / "sae" / "cfg.json"),
+    )
+    scale = {"rms": core.rms, "median_norm": core.median_norm, "d_model": sae.d_in}
+    return CycleResult(metrics, lineage, {**core.provenance.model_dump(), **scale})
+
+
+def _read(part: type[Part], file: Path) -> Part:
     try:
-        lineage = Lineage.model_validate(read_plain_json((folder / "lineage.json").read_bytes()))
-        metrics = read_plain_json((folder / "metrics.json").read_bytes())
+        return part.model_validate(_read_json(file))
     except ValidationError as error:
         first = error.errors(include_input=False, include_url=False)[0]
         where = ".".join(map(str, first["loc"]))
         raise CycleFailed(
-            "internal_error", f"The trainer's lineage.json is wrong: {where}: {first['msg']}."
+            "internal_error", f"The trainer's {file.name} is wrong: {where}: {first['msg']}."
         ) from error
+
+
+def _read_json(file: Path) -> Any:
+    try:
+        return read_plain_json(file.read_bytes())
     except (ValueError, RecursionError) as error:
-        raise CycleFailed("internal_error", "The trainer's lineage or metrics are not JSON.") from error
-    if not isinstance(metrics, dict):
-        raise CycleFailed("internal_error", "The trainer's metrics.json is not an object.")
-    return CycleResult(lineage, metrics)
+        raise CycleFailed("internal_error", f"The trainer's {file.name} is not JSON.") from error

@@ -1,10 +1,7 @@
 """One attempt from claim to record, with a trainer that behaves or does not."""
 
 import json
-import sys
-import threading
 import time
-from collections.abc import Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -14,107 +11,11 @@ import pytest
 from sqlalchemy import select, update
 
 from dmsae.service.cancelling import cancel_job
-from dmsae.service.database import Database
 from dmsae.service.objects import ObjectStore
-from dmsae.service.queue import WakeUps, make_celery
-from dmsae.service.settings import Settings
-from dmsae.service.tables import Artifact, Attempt, Cycle, Event, Job, Latent, MetricPoint
-from dmsae.service.workers import identify_worker
+from dmsae.service.tables import Artifact, Attempt, Cycle, Event, Latent, MetricPoint
 from dmsae.sources import StoredObject
-from tests.planting import cycle_states, event_kinds, job_state, outcomes, plant_job
-from worker.runtime import Runtime
-from worker.task import run_one_cycle
-
-FAKE_TRAINER = (sys.executable, str(Path(__file__).parents[1] / "fake_trainer.py"))
-
-
-class Bench:
-    """A worker without Celery, whose jobs run the fake trainer."""
-
-    def __init__(self, runtime: Runtime) -> None:
-        self.runtime = runtime
-        self.database = runtime.database
-        self.job_id = ""
-
-    def plant(self, behaviour: str = "succeed", *, n_cycles: int = 1, **fake: Any) -> None:
-        config = {"fake": {"behaviour": behaviour, **fake}}
-        self.job_id = self.database.run(
-            lambda session: plant_job(session, "cpu", n_cycles=n_cycles, config=config)
-        )
-
-    def configure(self, **changes: Any) -> None:
-        with self.database.session_scope() as session:
-            job = session.get_one(Job, self.job_id)
-            session.execute(update(Job).where(Job.id == self.job_id).values(config={**job.config, **changes}))
-
-    def run(self) -> str | None:
-        return run_one_cycle(self.runtime, celery_task_id="task")
-
-    def run_meanwhile(self, act: Callable[[], None]) -> str | None:
-        """Run a cycle and act once its trainer has started."""
-        found: list[str | None] = []
-        thread = threading.Thread(target=lambda: found.append(self.run()))
-        thread.start()
-        wait_for(lambda: self.trainer_pid() is not None)
-        act()
-        thread.join(30)
-        assert not thread.is_alive()
-        return found[0]
-
-    def trainer_pid(self) -> int | None:
-        path = self.runtime.settings.lock_dir / "cpu-0.lock"
-        try:
-            trainer = json.loads(path.read_text())["trainer"]
-        except (FileNotFoundError, ValueError):
-            return None
-        return int(trainer["pid"]) if trainer else None
-
-    def error(self) -> dict[str, Any]:
-        with self.database.session_scope() as session:
-            error = session.get_one(Job, self.job_id).error
-        assert error is not None
-        return error
-
-    def attempt(self) -> Attempt:
-        with self.database.session_scope() as session:
-            return session.scalars(
-                select(Attempt).join(Cycle).where(Cycle.job_id == self.job_id).order_by(Attempt.fence)
-            ).all()[-1]
-
-    def states(self) -> tuple[str, list[str], list[str | None]]:
-        with self.database.session_scope() as session:
-            job_id = self.job_id
-            return job_state(session, job_id), cycle_states(session, job_id), outcomes(session, job_id)
-
-
-def wait_for(condition: Callable[[], bool], *, seconds: float = 20.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen in time"
-        time.sleep(0.02)
-
-
-@pytest.fixture
-def bench(settings: Settings, database: Database) -> Iterator[Bench]:
-    quick = settings.model_copy(update={"kill_grace_s": 0.5, "retry_backoff_s": 0.0, "heartbeat_s": 0.2})
-    runtime = Runtime(
-        settings=quick,
-        worker=identify_worker("here", "cpu:0", memory_bytes=1),
-        database=database,
-        objects=ObjectStore(quick),
-        wake_ups=WakeUps(make_celery(quick.broker_url)),
-        command=FAKE_TRAINER,
-    )
-    yield Bench(runtime)
-    runtime.objects.close()
-    assert not [p for p in psutil.Process().children(recursive=True) if "fake_trainer" in str(_command(p))]
-
-
-def _command(process: psutil.Process) -> list[str]:
-    try:
-        return process.cmdline()
-    except psutil.Error:
-        return []
+from tests.planting import event_kinds
+from tests.worker_bench import Bench
 
 
 def test_nothing_queued_means_nothing_done(bench: Bench) -> None:
@@ -131,7 +32,8 @@ def test_two_cycles_run_one_call_each_and_hand_the_core_on(bench: Bench, tmp_pat
         names = session.scalars(
             select(Artifact.name).where(Artifact.job_id == bench.job_id).order_by(Artifact.name)
         ).all()
-        assert set(names) == {"core/core.json", "lineage.json", "manifest.json", "metrics.json", "spec.json"}
+        told = ("lineage.json", "manifest.json", "metrics.json", "spec.json")
+        assert set(names) == {"core/core.json", "sae/cfg.json", *told}
         latents = session.scalars(select(Latent).where(Latent.origin_job_id == bench.job_id)).all()
         assert {latent.times_selected for latent in latents} == {1, 2}
         points = session.scalars(select(MetricPoint.step).join(Cycle, Cycle.id == MetricPoint.cycle_id))
