@@ -63,7 +63,7 @@ def take(step: Step, x: Tensor, *, is_dead: Tensor, lr: float = 1e-3) -> Tensor:
     return step.update(total_loss(losses, aux_coefficient=AUX, is_mean=False), lr=lr)
 
 
-@settings(deadline=None, max_examples=6 if IS_INTERPRETED else 100)
+@settings(deadline=None, max_examples=5 if IS_INTERPRETED else 100)
 @given(
     drawn=configs(),
     seed=st.integers(0, 1000),

@@ -34,12 +34,14 @@ def run_with_triton(*arguments: str, cache: Path, **environment: str) -> str:
         env={**inherited, **environment},
         capture_output=True,
         text=True,
-        timeout=280,
+        timeout=560,
     )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_the_kernels_compute_a_step_as_autograd_does_in_tritons_interpreter(tmp_path: Path) -> None:
     command = ("-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/gpu/test_gpu_step.py")
     said = run_with_triton(*command, cache=tmp_path, TRITON_INTERPRET="1")
