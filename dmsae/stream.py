@@ -6,6 +6,8 @@ are kept is the business of `survey.py`, where windows come from that of `window
 """
 
 from bisect import bisect_right
+from collections.abc import Iterator
+from itertools import chain
 from typing import Any, NamedTuple
 
 import torch
@@ -24,6 +26,15 @@ class Order(NamedTuple):
 
     seed: int
     cycle_index: int
+
+
+class ThresholdTokens(NamedTuple):
+    """What the inference threshold is taken from."""
+
+    n_tokens: int
+    n_unseen: int
+    """How many of them the cycle does not train on."""
+    batches: Iterator[Float[Tensor, "batch d_model"]]
 
 
 class TokenStream:
@@ -60,6 +71,20 @@ class TokenStream:
         """Make the batch of `step` the next one."""
         self._step = step
 
+    def for_threshold(self, n_tokens: int, /) -> ThresholdTokens:
+        """Give `n_tokens` tokens of the training part for the inference threshold, all where it has fewer.
+
+        First those that this cycle does not train on, which come after its own in the text: where an SAE has
+        just been trained it keeps fewer latents active than elsewhere. Then those from the front, trained on
+        longest ago. Changes nothing but what is known of the windows.
+        """
+        tally = self._survey.tally
+        tally.count_up_to(self._budget + n_tokens)
+        n_unseen = max(0, min(n_tokens, tally.n_kept - self._budget))
+        n_seen = min(n_tokens, tally.n_kept) - n_unseen
+        unseen = self._in_text_order(self._budget, self._budget + n_unseen)
+        return ThresholdTokens(n_unseen + n_seen, n_unseen, chain(unseen, self._in_text_order(0, n_seen)))
+
     def state_dict(self) -> dict[str, Any]:
         """Give the position, and what is known of the windows: none need be read to find the place."""
         return {"step": self._step, "counts": list(self._survey.tally.counts)}
@@ -81,6 +106,22 @@ class TokenStream:
                 start = min(stop, end)
             index += 1
         return torch.cat(pieces) / self._survey.scale.rms
+
+    def _in_text_order(self, start: int, stop: int) -> Iterator[Float[Tensor, "batch d_model"]]:
+        """Give the kept tokens of the part from one place in the text to another, as x_n, in batches."""
+        end = 0
+        for index, count in enumerate(self._survey.tally.counts):
+            begin, end = end, end + count.n_kept
+            if end <= start or begin >= stop:
+                continue
+            window = self._windows.get(index)
+            kept = self._kept(window)[max(0, start - begin) : stop - begin]
+            for places in torch.split(kept, self._config.batch_tokens):
+                yield window.tokens.take(places) / self._survey.scale.rms
+
+    def _kept(self, window: Window) -> Int[Tensor, " n_kept"]:
+        """Give the places of a window's tokens that are not too loud."""
+        return (window.norms <= self._survey.tally.max_norm).nonzero().squeeze(1)
 
     def _find(self, place: int) -> int:
         """Give the segment in which a place lies. A segment is one window's share of one epoch."""
@@ -113,7 +154,7 @@ class TokenStream:
             return self._last_places[1]
         begin, end = self._bounds(index)
         epoch, number = divmod(index, len(self._windows))
-        kept = (window.norms <= self._survey.tally.max_norm).nonzero().squeeze(1)
+        kept = self._kept(window)
         generator = named_generator(*self._order, "tokens", epoch, number)
         places: Tensor = kept[torch.randperm(end - begin, generator=generator)]
         self._last_places = (index, places)

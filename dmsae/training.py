@@ -28,6 +28,7 @@ from dmsae.sae import Core, MatryoshkaSae, init_sae
 from dmsae.sparse_step import SparseStep
 from dmsae.sparsity import Calibration, Sparsity, calibrate
 from dmsae.steps import Selected, Step
+from dmsae.stream import ThresholdTokens
 
 CPU = torch.device("cpu")
 MAX_WARMUP_STEPS = 1000
@@ -52,6 +53,9 @@ class Stream(Protocol):
 
     def seek(self, step: int, /) -> None:
         """Make the batch of `step` the next one."""
+
+    def for_threshold(self, n_tokens: int, /) -> ThresholdTokens:
+        """Give about `n_tokens` tokens for the inference threshold, without any change to the position."""
 
     def state_dict(self) -> dict[str, Any]:
         """Give the position."""
@@ -130,6 +134,8 @@ class Trained(NamedTuple):
     sae: MatryoshkaSae
     """With its inference threshold, on the device that trained it."""
     calibration: Calibration
+    n_threshold_unseen: int
+    """Tokens of the calibration that this cycle did not train on."""
     noncore_budget: float
     """Mean over the steps: how many activations a token might keep where the budget holds."""
 
@@ -181,7 +187,7 @@ class Trainer:
             yield self._train_step(self._next_batch())
 
     def finish(self) -> Trained:
-        """Give the trained SAE with its inference threshold, taken from the cycle's first training tokens.
+        """Give the trained SAE with its inference threshold, from the tokens that the stream gives for it.
 
         Leaves trainer and stream as they were.
 
@@ -189,15 +195,13 @@ class Trainer:
         """
         if self.step < self.n_steps:
             raise DmsaeError(f"step = {self.step}: the SAE is finished only after all {self.n_steps} steps")
-        n_batches = min(self.n_steps, -(-self._config.training.threshold_tokens // self._batch_tokens))
-        sae, position = self.sae(), self._stream.state_dict()
-        self._stream.seek(0)
-        batches = (self._next_batch() for _ in range(n_batches))
-        calibration = calibrate(sae, batches, self._sparsity, n_tokens=n_batches * self._batch_tokens)
-        self._stream.load_state_dict(position)
+        sae, tokens = self.sae(), self._stream.for_threshold(self._config.training.threshold_tokens)
+        batches = (x.to(self._device) for x in tokens.batches)
+        calibration = calibrate(sae, batches, self._sparsity, n_tokens=tokens.n_tokens)
         return Trained(
             replace(sae, threshold=calibration.threshold),
             calibration,
+            n_threshold_unseen=tokens.n_unseen,
             noncore_budget=self._n_budget / (self.n_steps * self._batch_tokens),
         )
 

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from dmsae.config import DistillationConfig
 from dmsae.sae import Core, MatryoshkaSae
+from dmsae.stream import ThresholdTokens
 from dmsae.training import Progress, Trainer
 
 D_MODEL, N_LATENTS, K, BATCH = 12, 40, 4, 32
@@ -32,6 +33,11 @@ class Batches:
 
     def seek(self, step: int, /) -> None:
         self.step = step
+
+    def for_threshold(self, n_tokens: int, /) -> ThresholdTokens:
+        """Give the first batches."""
+        batches = self.batches[: -(-n_tokens // len(self.batches[0]))]
+        return ThresholdTokens(sum(map(len, batches)), 0, iter(batches))
 
     def state_dict(self) -> dict[str, Any]:
         return {"step": self.step}

@@ -109,7 +109,7 @@ def test_the_threshold_leaves_the_core_its_relu_and_the_others_exactly_their_bud
 ) -> None:
     for threshold_tokens, n_used in [(3 * BATCH - 1, 3), (10**6, 12)]:
         config = make_config(sae=sparsity, threshold_tokens=threshold_tokens)
-        sae, calibration, _ = finished(config)
+        sae, calibration, *_ = finished(config)
         x = random_x(12 * BATCH)[: n_used * BATCH]
         n_core_active = int((sae.pre_acts(x)[:, :N_CORE] > 0).sum())
         k_nc = max(K_MIN, K - n_core_active / len(x)) if sparsity == DYNAMIC else K

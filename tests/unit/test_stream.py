@@ -203,3 +203,54 @@ def test_fewer_tokens_than_one_batch_are_exhausted():
     with pytest.raises(CycleFailed, match=r"batch_tokens = 8: the cycle has 5 tokens") as caught:
         make_stream([5])
     assert (caught.value.failure, caught.value.param) == ("dataset_exhausted", "training.batch_tokens")
+
+
+def threshold_places(stream, n_tokens):
+    tokens = stream.for_threshold(n_tokens)
+    found = [place for batch in tokens.batches for place in batch[:, 0].int().tolist()]
+    assert len(found) == tokens.n_tokens
+    return found, tokens.n_unseen
+
+
+@given(
+    window_tokens=st.lists(st.integers(0, 40), min_size=1, max_size=5).filter(lambda n: sum(n) >= 8),
+    epochs=st.integers(1, 3),
+    n_threshold=st.integers(1, 100),
+    data=st.data(),
+)
+def test_the_threshold_is_taken_from_tokens_that_the_cycle_leaves_out_then_from_its_first_ones(
+    window_tokens, epochs, n_threshold, data
+):
+    available = sum(window_tokens)
+    budget = data.draw(st.integers(8, available * epochs))
+    stream = make_stream(window_tokens, n_tokens=budget, epochs=epochs)
+    trained = {place for batch in places(stream) for place in batch}
+    found, n_unseen = threshold_places(stream, n_threshold)
+    assert len(found) == len(set(found)) == min(n_threshold, available)
+    assert not trained & set(found[:n_unseen])
+    assert n_unseen == min(n_threshold, max(0, available - budget))
+    assert found[n_unseen:] == list(range(len(found) - n_unseen))
+
+
+def test_tokens_of_the_threshold_are_at_the_scale_of_training_and_none_is_too_loud():
+    windows = NumberedWindows([20, 20])
+    windows.contents[1].norms[3:6] = LOUD + 1
+    stream = make_stream([20, 20], windows=windows, rms=2.0, n_tokens=16)
+    batches = list(stream.for_threshold(12).batches)
+    expected = [*range(16, 23), *range(26, 31)]
+    assert torch.cat(batches)[:, 0].tolist() == [place / 2 for place in expected]
+    assert all(len(batch) <= 8 for batch in batches)
+
+
+def test_taking_tokens_for_the_threshold_does_not_move_the_stream():
+    stream, other = make_stream([30, 30], n_tokens=40), make_stream([30, 30], n_tokens=40)
+    first = next(stream)[:, 0].tolist()
+    threshold_places(stream, 25)
+    assert [first, *(batch[:, 0].tolist() for batch in stream)] == [batch[:, 0].tolist() for batch in other]
+
+
+def test_only_windows_that_the_threshold_needs_are_read():
+    windows = NumberedWindows([10, 10, 10, 10, 10])
+    stream = make_stream([10] * 5, windows=windows, n_tokens=16)
+    threshold_places(stream, 8)
+    assert set(windows.read) == {0, 1, 2}
