@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import socket
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -117,16 +118,30 @@ def demo(
 
 @app.command()
 def worker(
-    device: Annotated[str, typer.Option("--device", help="cpu:0, cuda:1, ...")] = "cpu:0",
+    device: Annotated[str | None, typer.Option("--device", help="cpu:0 (the default), cuda:1, ...")] = None,
+    max_runtime: Annotated[
+        str | None,
+        typer.Option("--max-runtime", help="Hand the cycle back and end within this time: 110m, 2:00:00."),
+    ] = None,
+    drain: Annotated[
+        bool,
+        typer.Option("--drain", help="Start none: let this host's workers hand back and end (one --device)."),
+    ] = False,
     data: Data = DEFAULT_DATA,
 ) -> None:
     """Serve one device, with settings from `DMSAE_*` or, for what they leave out, from the local stack."""
     from dmsae.local import daemon, paths
-    from dmsae.service.workers import parse_device
+    from dmsae.service import workers
 
-    parse_device(device)
+    workers.parse_device(device or "cpu:0")
+    if drain:
+        host = socket.gethostname()
+        drained = _in_database(data, lambda session: workers.drain_workers(session, host, device=device))
+        typer.echo(f"Told to hand back and end: {', '.join(drained) or 'none'}.")
+        return
     env = {**daemon.stack_environment(data), "PYTHONPATH": str(paths.find_checkout())}
-    command = [sys.executable, "-m", "worker", "--device", device]
+    limit = [] if max_runtime is None else ["--max-runtime", max_runtime]
+    command = [sys.executable, "-m", "worker", "--device", device or "cpu:0", *limit]
     os.execve(sys.executable, command, env)  # noqa: S606 - our own worker, no shell is meant
 
 

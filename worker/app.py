@@ -18,6 +18,7 @@ from dmsae.service.queue import TASK_NAME, celery_options, check_broker
 from dmsae.service.settings import load_settings
 from dmsae.service.workers import register_worker, stop_worker
 from worker.device_lock import hold_device
+from worker.draining import stop_after
 from worker.idle import IdleTimer
 from worker.runtime import TRAINER_COMMAND, Runtime, make_runtime
 from worker.task import run_one_cycle
@@ -33,8 +34,8 @@ class Device:
         self._runtime: Runtime | None = None
         self._timer: IdleTimer | None = None
 
-    def open(self, app: Celery, name: str) -> None:
-        """Connect, check the broker, introduce the worker, and begin to listen."""
+    def open(self, app: Celery, name: str, *, max_runtime_s: float | None = None) -> None:
+        """Connect, check the broker, introduce the worker, and begin to listen; for so long, if told."""
         settings = load_settings()
         configure_logs(settings.log_level)
         runtime = self._runtime = make_runtime(settings, app, device=name, command=self._command)
@@ -48,6 +49,8 @@ class Device:
             log.info("device_seen", device=name, slot=runtime.worker.slot)
         self._timer = IdleTimer(runtime)
         self._timer.start()
+        if max_runtime_s is not None:
+            stop_after(max_runtime_s, settings)
         log.info("worker_started", worker=runtime.worker.id, device=name)
 
     def run_cycle(self, celery_task_id: str | None) -> None:
@@ -91,12 +94,14 @@ def make_app(command: Sequence[str] = TRAINER_COMMAND) -> Celery:
 
         requires = ("celery.worker.components:Timer",)
 
-        def __init__(self, parent: Any, device: str | None = None, **options: Any) -> None:
+        def __init__(
+            self, parent: Any, device: str | None = None, max_runtime_s: float | None = None, **options: Any
+        ) -> None:
             super().__init__(parent, **options)
-            self.name_given = device
+            self.name_given, self.max_runtime_s = device, max_runtime_s
 
         def start(self, parent: Any) -> None:
-            device.open(parent.app, self.name_given or "cpu:0")
+            device.open(parent.app, self.name_given or "cpu:0", max_runtime_s=self.max_runtime_s)
 
         def stop(self, parent: Any) -> None:  # noqa: ARG002 - Celery's protocol
             device.close()
@@ -110,6 +115,7 @@ def make_app(command: Sequence[str] = TRAINER_COMMAND) -> Celery:
 
     app.on_configure.connect(configure, weak=False)
     app.user_options["worker"].add(click.Option(["--device"], help="Device to serve, such as cpu:0."))
+    app.user_options["worker"].add(click.Option(["--max-runtime-s"], type=float, help="Seconds to serve it."))
     app.steps["worker"].add(DeviceStep)
     app.task(name=TASK_NAME, bind=True, shared=False)(run_cycle)
     return app

@@ -15,8 +15,9 @@ import structlog
 
 from dmsae.errors import DatabaseRefused, Unavailable
 from dmsae.service.queue import ping_broker
-from dmsae.service.workers import touch_worker
+from dmsae.service.workers import is_draining, touch_worker
 from worker.alive import note_alive
+from worker.draining import stop_this_worker
 from worker.runtime import Runtime
 
 log = structlog.get_logger()
@@ -33,9 +34,15 @@ def leave(status: int) -> None:
 class IdleTimer:
     """A thread that wakes, listens and notes in the database that the worker is there."""
 
-    def __init__(self, runtime: Runtime, *, leave: Callable[[int], None] = leave) -> None:
+    def __init__(
+        self,
+        runtime: Runtime,
+        *,
+        leave: Callable[[int], None] = leave,
+        drain: Callable[[], None] = stop_this_worker,
+    ) -> None:
         self._runtime = runtime
-        self._leave = leave
+        self._leave, self._drain = leave, drain
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="idle", daemon=True)
         self._is_busy = False
@@ -66,12 +73,16 @@ class IdleTimer:
             self.tick()
 
     def tick(self) -> None:
-        """Wake the worker if it is idle, leave if it is deaf, and note that it is there."""
+        """Wake the worker if it is idle, leave if it is deaf; note that it is there, end it if marked so."""
         note_alive(self._runtime.worker.device)
         if not self._is_busy:
             self._listen()
+        run, worker_id = self._runtime.database.run, self._runtime.worker.id
         try:
-            self._runtime.database.run(lambda session: touch_worker(session, self._runtime.worker.id))
+            run(lambda session: touch_worker(session, worker_id))
+            if not self._runtime.draining.is_set() and run(lambda session: is_draining(session, worker_id)):
+                log.info("worker_drains", worker=worker_id)
+                self._drain()
         except (Unavailable, DatabaseRefused) as error:
             log.warning("worker_not_noted", error=type(error).__name__)
 

@@ -4,7 +4,7 @@ import structlog
 
 from dmsae.errors import Unavailable
 from dmsae.service.claims import Claim, claim_cycle
-from dmsae.service.workers import register_worker, touch_worker
+from dmsae.service.workers import is_draining, register_worker, touch_worker
 from worker.device_lock import hold_device
 from worker.runtime import Runtime
 from worker.supervisor import Supervisor
@@ -30,6 +30,8 @@ def _claim(runtime: Runtime, celery_task_id: str | None) -> Claim | None:
     try:
         if not runtime.database.run(lambda session: touch_worker(session, worker.id)):
             runtime.database.run(lambda session: register_worker(session, worker))
+        elif runtime.database.run(lambda session: is_draining(session, worker.id)):
+            return None
         return runtime.database.run(
             lambda session: claim_cycle(
                 session,

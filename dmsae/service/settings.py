@@ -69,7 +69,7 @@ class Settings(BaseSettings):
     """The same, whatever checkpoints were left in between."""
     checkpoint_s: float = Field(600.0, ge=0)
     """Seconds of training between two checkpoints."""
-    drain_grace_s: float = Field(25.0, ge=0)
+    drain_grace_s: float = Field(20.0, ge=0)
     """How long a worker that is told to stop waits for a checkpoint of its cycle to be stored."""
     retry_backoff_s: float = Field(1.0, ge=0)
     """Wait before the second attempt; it doubles with each further one."""

@@ -4,7 +4,7 @@ import re
 from dataclasses import dataclass
 from datetime import timedelta
 
-from sqlalchemy import func, update
+from sqlalchemy import func, select, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
@@ -76,6 +76,7 @@ def register_worker(session: Session, worker: WorkerIdentity) -> None:
         "device_name": worker.device_name,
         "last_seen_at": func.now(),
         "stopped_at": None,
+        "draining_at": None,
     }
     statement = insert(Worker).values(id=worker.id, **values)
     session.execute(
@@ -103,6 +104,30 @@ def stop_worker(session: Session, worker_id: str) -> None:
         .values(stopped_at=func.now())
         .execution_options(synchronize_session=False)
     )
+
+
+def drain_workers(session: Session, hostname: str, *, device: str | None = None) -> list[str]:
+    """Mark the workers of a host, or of one of its devices, that are there: they take nothing new and end.
+
+    The mark goes when a worker of the device starts again. Gives their ids.
+    """
+    where = [Worker.hostname == hostname, Worker.stopped_at.is_(None)]
+    if device is not None:
+        where.append(Worker.device == device)
+    drained = session.scalars(
+        update(Worker)
+        .where(*where)
+        .values(draining_at=func.coalesce(Worker.draining_at, func.now()))
+        .returning(Worker.id)
+        .execution_options(synchronize_session=False)
+    )
+    return sorted(drained)
+
+
+def is_draining(session: Session, worker_id: str) -> bool:
+    """Whether somebody marked this worker."""
+    found = session.scalar(select(Worker.id).where(Worker.id == worker_id, Worker.draining_at.is_not(None)))
+    return found is not None
 
 
 def mark_gone_workers(session: Session, *, after_s: float) -> list[str]:
