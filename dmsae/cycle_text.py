@@ -73,9 +73,12 @@ def tokens_needed(config: CycleConfig, *, margin: float) -> dict[Part, int | Non
     """Say how many tokens of each part to read; null is all there are.
 
     Training reads as many as the scale is taken from, at least, so that a small budget has the same scale.
+    Beyond a single epoch it reads those of the inference threshold, which are not to be trained on.
     """
     training = config.training
     n_training = None if training.n_tokens is None else math.ceil(training.n_tokens / training.epochs)
+    if n_training is not None and training.epochs == 1:
+        n_training += training.threshold_tokens
     wanted: dict[Part, int | None] = {
         "training": None if n_training is None else max(n_training, SCALE_TOKENS),
         "attribution": config.attribution.n_tokens,

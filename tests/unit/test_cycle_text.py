@@ -111,6 +111,9 @@ def test_only_as_much_is_read_as_the_parts_need(model):
     config = DistillationConfig.model_validate(tiny_config(model, **SMALL))
     needed = tokens_needed(config, margin=MARGIN)
     assert needed == {"training": 112_500, "attribution": 338, "evaluation": 338}
+    once = {**SMALL["training"], "n_tokens": 200_000}
+    config = DistillationConfig.model_validate(tiny_config(model, **{**SMALL, "training": once}))
+    assert tokens_needed(config, margin=0.5)["training"] == 1.5 * (200_000 + 1024)
     twice = {**SMALL["training"], "n_tokens": 1_000_001, "epochs": 2}
     config = DistillationConfig.model_validate(tiny_config(model, **{**SMALL, "training": twice}))
     assert tokens_needed(config, margin=0.5)["training"] == 750_002
