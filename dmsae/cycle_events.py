@@ -8,9 +8,10 @@ from typing import Any
 
 from dmsae.checkpoints import Checkpoint, CheckpointRefused, hardware_of
 from dmsae.cycle_inputs import CycleRun, Harvest
+from dmsae.identity import IDENTITY_LOST_BELOW, is_identity_lost, median_jaccard
 from dmsae.metrics import Evaluation
 from dmsae.reporting import Report
-from dmsae.selection import IDENTITY_LOST_BELOW, Selection, is_identity_lost, median_jaccard
+from dmsae.selection import Selection
 from dmsae.sparsity import Calibration, Sparsity
 
 DENSE_CORE_ABOVE = 0.5

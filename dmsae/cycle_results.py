@@ -18,10 +18,11 @@ from dmsae.config import SPLIT_SALT
 from dmsae.cycle_events import given_density
 from dmsae.cycle_inputs import CycleRun, Harvest, provenance
 from dmsae.formats import save_core, save_sae
+from dmsae.identity import is_identity_lost, lineage_record, median_jaccard
 from dmsae.metrics import Evaluation
 from dmsae.pace import Clock
 from dmsae.reporting import finite_or_null
-from dmsae.selection import Selection, build_core, is_identity_lost, lineage_record, median_jaccard
+from dmsae.selection import Selection, build_core
 from dmsae.training import CPU, Trained
 
 

@@ -14,9 +14,10 @@ from torch import Tensor
 from dmsae.activations import ContextBatch, Scale
 from dmsae.attribution import Attribution, attribute
 from dmsae.config import CycleSpec
+from dmsae.identity import lineage_record
 from dmsae.metrics import evaluate
 from dmsae.sae import Core, MatryoshkaSae
-from dmsae.selection import Selection, build_core, lineage_record, select
+from dmsae.selection import Selection, build_core, select
 from dmsae.training import Trainer
 from tests.spliced import PROVENANCE, rms_of
 from tests.tiny import tiny_spec

@@ -14,10 +14,11 @@ from dmsae.activations import Scale
 from dmsae.attribution import Attribution
 from dmsae.config import CycleSpec
 from dmsae.errors import CycleFailed
+from dmsae.identity import lineage_record
 from dmsae.metrics import Drift
 from dmsae.sae import Core
 from dmsae.scoring import SCORES
-from dmsae.selection import Selection, build_core, core_change, lineage_record, select
+from dmsae.selection import Selection, build_core, core_change, select
 from tests.spliced import PROVENANCE, core_of, random_sae
 from tests.tiny import tiny_spec
 
