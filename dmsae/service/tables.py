@@ -236,6 +236,10 @@ class Attempt(Table):
     fence: Mapped[int] = mapped_column(unique=True)
     worker_id: Mapped[str] = mapped_column(ForeignKey("workers.id"), index=True)
     celery_task_id: Mapped[str | None]
+    owner_id: Mapped[str | None]
+    """This and the next two as its cycle had them when it opened: each claim looks at all open attempts."""
+    priority_rank: Mapped[int | None] = mapped_column(SmallInteger)
+    cache_key: Mapped[str | None]
     phase: Mapped[str] = mapped_column(server_default="starting")
     progress: Mapped[dict[str, Any] | None]
     """The trainer's last progress line."""

@@ -15,6 +15,7 @@ INDEXES = {
     "ix_cycles_cached": ["cache_key", "owner_id", "priority_rank", "queued_at", "id"],
     "ix_cycles_waiting": ["resource_class", "queued_at"],
 }
+ATTEMPT_COLUMNS = {"owner_id": sa.Text(), "priority_rank": sa.SmallInteger(), "cache_key": sa.Text()}
 OWNER_COLUMNS = ("weight", "max_running", "max_queued", "high_quota_s")
 OWNER_CHECKS = {
     "weight_positive": "weight > 0 AND weight <= 1000000",
@@ -34,10 +35,10 @@ LANGUAGE sql STABLE AS $$
         UNION ALL
         SELECT r.owner_id, r.seconds, CASE WHEN r.priority_rank = 0 THEN r.seconds ELSE 0 END, 1
         FROM (
-            SELECT c.owner_id, c.priority_rank, greatest(p_least_charge_s, extract(epoch FROM
+            SELECT a.owner_id, a.priority_rank, greatest(p_least_charge_s, extract(epoch FROM
                 p_now - greatest(a.opened_at, p_now - make_interval(secs => p_window_s)))) AS seconds
-            FROM attempts a JOIN cycles c ON c.id = a.cycle_id
-            WHERE a.outcome IS NULL
+            FROM attempts a
+            WHERE a.outcome IS NULL AND a.owner_id IS NOT NULL
         ) r
     ) used
     GROUP BY used.owner_id
@@ -89,7 +90,7 @@ CREATE FUNCTION claim_cycle(
 ) RETURNS TABLE (
     job_id text, cycle_id text, cycle_index integer, attempt_number integer, fence bigint,
     resource_class text, spec_version integer, config jsonb, input_core_id text, cache_key text
-) LANGUAGE plpgsql AS $$
+) LANGUAGE plpgsql SET plan_cache_mode = force_generic_plan SET enable_seqscan = off AS $$
 #variable_conflict use_column
 DECLARE
     v_now timestamptz;
@@ -100,12 +101,16 @@ DECLARE
     v_starved_since timestamptz;
     v_is_any_starved boolean;
     v_owner record;
+    v_owner_id text;
+    v_rank smallint;
     v_cycle_id text;
     v_job_id text;
     v_job_state text;
     v_seq bigint;
 BEGIN
     PERFORM set_config('synchronous_commit', 'off', true);
+    SELECT w.memory_bytes, w.cache_keys INTO v_memory, v_mine FROM workers w WHERE w.id = p_worker_id;
+    v_mine := coalesce(v_mine, '{{}}');
     PERFORM pg_advisory_xact_lock(1684894465);
     IF EXISTS (SELECT FROM queue_pauses) THEN
         RETURN;
@@ -113,8 +118,6 @@ BEGIN
     v_now := clock_timestamp();
     v_starved_since := v_now - make_interval(secs => p_starvation_s);
     v_free_since := v_now - make_interval(secs => least(p_affinity_wait_s, p_starvation_s));
-    SELECT w.memory_bytes, w.cache_keys INTO v_memory, v_mine FROM workers w WHERE w.id = p_worker_id;
-    v_mine := coalesce(v_mine, '{{}}');
     SELECT coalesce(array_agg(DISTINCT held.key) FILTER (WHERE held.key <> ALL (v_mine)), '{{}}')
     INTO v_elsewhere
     FROM (
@@ -122,11 +125,9 @@ BEGIN
         WHERE w.id <> p_worker_id AND w.resource_class = p_resource_class AND w.cache_keys <> '{{}}'
             AND w.stopped_at IS NULL AND w.last_seen_at > v_now - make_interval(secs => p_alive_s)
         UNION ALL
-        SELECT c.cache_key FROM attempts a
-        JOIN cycles c ON c.id = a.cycle_id
-        JOIN workers w ON w.id = a.worker_id
-        WHERE a.outcome IS NULL AND a.worker_id <> p_worker_id AND c.cache_key IS NOT NULL
-            AND w.stopped_at IS NULL AND w.last_seen_at > v_now - make_interval(secs => p_alive_s)
+        SELECT a.cache_key FROM attempts a
+        WHERE a.outcome IS NULL AND a.cache_key IS NOT NULL AND a.worker_id <> p_worker_id
+            AND a.lease_expires_at > v_now
     ) held;
     v_is_any_starved := EXISTS (
         SELECT FROM cycles c WHERE c.state = 'queued' AND NOT c.held
@@ -208,12 +209,16 @@ BEGIN
     UPDATE cycles c SET
         state = 'running', state_reason = NULL, not_before = NULL, started_at = coalesce(c.started_at, v_now)
     WHERE c.id = v_cycle_id
-    RETURNING c.id, c.job_id, c.index, c.resource_class, c.spec_version, c.input_core_id, c.cache_key
-    INTO cycle_id, job_id, cycle_index, resource_class, spec_version, input_core_id, cache_key;
-    INSERT INTO attempts (id, cycle_id, number, fence, worker_id, celery_task_id, opened_at, lease_expires_at)
-    SELECT p_attempt_id, v_cycle_id, coalesce(max(a.number), 0) + 1, nextval('fencing_numbers'),
-        p_worker_id, p_celery_task_id, v_now, v_now + make_interval(secs => p_lease_s)
-    FROM attempts a WHERE a.cycle_id = v_cycle_id
+    RETURNING c.id, c.job_id, c.index, c.resource_class, c.spec_version, c.input_core_id, c.cache_key,
+        c.owner_id, c.priority_rank
+    INTO cycle_id, job_id, cycle_index, resource_class, spec_version, input_core_id, cache_key,
+        v_owner_id, v_rank;
+    INSERT INTO attempts (id, cycle_id, number, fence, worker_id, celery_task_id, opened_at, lease_expires_at,
+        owner_id, priority_rank, cache_key)
+    VALUES (p_attempt_id, v_cycle_id,
+        (SELECT coalesce(max(a.number), 0) + 1 FROM attempts a WHERE a.cycle_id = v_cycle_id),
+        nextval('fencing_numbers'), p_worker_id, p_celery_task_id,
+        v_now, v_now + make_interval(secs => p_lease_s), v_owner_id, v_rank, cache_key)
     RETURNING attempts.number, attempts.fence INTO attempt_number, fence;
     IF v_job_state = 'queued' THEN
         UPDATE jobs j SET state = 'running', state_reason = NULL, started_at = coalesce(j.started_at, v_now),
@@ -267,6 +272,8 @@ def downgrade() -> None:
         op.drop_constraint(op.f(f"ck_owners_{name}"), "owners")
     for name in OWNER_COLUMNS:
         op.drop_column("owners", name)
+    for name in ATTEMPT_COLUMNS:
+        op.drop_column("attempts", name)
     op.drop_column("cycles", "held")
     op.drop_column("cycles", "memory_bytes")
 
@@ -275,6 +282,12 @@ def _add_columns() -> None:
     op.add_column("cycles", sa.Column("memory_bytes", sa.BigInteger(), nullable=True))
     op.add_column("cycles", sa.Column("held", sa.Boolean(), server_default=sa.text("false"), nullable=False))
     op.execute("UPDATE cycles c SET held = true FROM jobs j WHERE j.id = c.job_id AND j.held")
+    for name, kind in ATTEMPT_COLUMNS.items():
+        op.add_column("attempts", sa.Column(name, kind, nullable=True))
+    op.execute(
+        "UPDATE attempts a"
+        " SET owner_id = c.owner_id, priority_rank = c.priority_rank, cache_key = c.cache_key FROM cycles c WHERE c.id = a.cycle_id AND a.outcome IS NULL"
+    )
     weight = sa.Column("weight", sa.Double(), server_default=sa.text("1"), nullable=False)
     limits = [sa.Column(name, sa.Integer(), nullable=True) for name in ("max_running", "max_queued")]
     for column in (weight, *limits, sa.Column("high_quota_s", sa.Double(), nullable=True)):
