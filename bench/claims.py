@@ -1,0 +1,225 @@
+"""How fast does the shared queue hand out cycles, and how fairly?
+
+A PostgreSQL of its own, as `dmsae up` starts it; `N_WORKERS` simulated workers, each with a connection of its
+own, send the very statement of `dmsae.service.claims`, and close what they claimed by the smallest statement
+that ends attempt, cycle and job. Rows, `N_OWNERS` owners each:
+
+- `claims.closed`: claims a second while all workers claim as fast as they can and 10,000 cycles are queued;
+- `claims.shares`: the furthest that an owner is from its share after half of them, at weights 1 to 4;
+- `claims.double`: cycles that were claimed twice;
+- `claims.open.N`: 99th percentile of a claim's time in ms, from when it was due, at 100 claims a second;
+- `claims.cached.N`: the same with 500 cache keys in the queue, 8 at each worker;
+- `claims.bound`: the longest wait of a cycle of low priority over the starvation bound, while more cycles of
+  normal priority come than can be run.
+"""
+
+import contextlib
+import statistics
+import tempfile
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import psycopg
+
+from bench.claim_rows import FINISH, Planted, claim_statement, plant
+from dmsae.local.passwords import generate_passwords
+from dmsae.local.services import choose_ports, services_in, start_service
+from dmsae.service.claims import QueueRules
+from dmsae.service.migrating import migrate
+
+N_WORKERS = 64
+N_OWNERS = 20
+RATE = 100
+OPEN_S = 20.0
+LARGEST_SHARE_ERROR = 0.02
+BOUND_S = 3.0
+
+
+@dataclass
+class Seen:
+    """What the workers saw."""
+
+    claimed: list[tuple[str, str]] = field(default_factory=list)
+    """(owner, cycle) in the order of answers."""
+    seconds: list[float] = field(default_factory=list)
+
+
+def claim_rows(is_wanted: Callable[[str], bool]) -> Iterator[dict[str, Any]]:
+    """Give the rows that are wanted, each from a database of its own."""
+    groups = (("closed", closed), ("open", opened), ("cached", cached), ("bound", bound))
+    wanted = [rows for name, rows in groups if is_wanted(f"claims.{name}")]
+    if not wanted:
+        return
+    with tempfile.TemporaryDirectory(prefix="dmsae-bench-") as folder:
+        parts = services_in(
+            Path(folder), logs=Path(folder), numbers=choose_ports({}), passwords=generate_passwords()
+        )
+        server = start_service(parts.postgres)
+        try:
+            for number, rows in enumerate(wanted):
+                yield from rows(parts.postgres, f"bench_{number}")
+        finally:
+            server.stop()
+
+
+def closed(server: Any, name: str) -> Iterator[dict[str, Any]]:
+    """All workers at once, as fast as they can."""
+    url = database(server, f"{name}_equal")
+    planted = plant(url, n_owners=N_OWNERS, n_workers=N_WORKERS, n_cycles=10_000)
+    seen, took_s = drain(url, planted, n_claims=10_000)
+    times = sorted(seen.seconds)
+    rate = round(len(seen.claimed) / took_s, 1)
+    yield {
+        "name": "claims.closed",
+        "value": rate,
+        "unit": "claims/s",
+        "against": 1000,
+        "ratio": round(rate / 1000, 3),
+        "median_ms": round(1e3 * statistics.median(times), 2),
+        "p99_ms": round(1e3 * times[int(0.99 * len(times))], 2),
+    }
+    n_double = len(seen.claimed) - len({cycle for _, cycle in seen.claimed})
+    yield {"name": "claims.double", "value": n_double, "unit": "cycles", "against": 0}
+    yield share_row("claims.shares.equal", seen, planted, n_claims=5000)
+    url = database(server, f"{name}_weights")
+    weights = [1 + i % 4 for i in range(N_OWNERS)]
+    planted = plant(url, n_owners=N_OWNERS, n_workers=N_WORKERS, n_cycles=10_000, weights=weights)
+    seen, _ = drain(url, planted, n_claims=5000)
+    yield share_row("claims.shares.weighted", seen, planted, n_claims=5000)
+
+
+def share_row(name: str, seen: Seen, planted: Planted, *, n_claims: int) -> dict[str, Any]:
+    """Compare what each owner got of the first claims with its share."""
+    got = Counter(owner for owner, _ in seen.claimed[:n_claims])
+    total = sum(planted.weights.values())
+    errors = [abs(got[owner] / (n_claims * weight / total) - 1) for owner, weight in planted.weights.items()]
+    return {"name": name, "value": round(max(errors), 4), "unit": "of the share", "against": 0.02}
+
+
+def opened(server: Any, name: str) -> Iterator[dict[str, Any]]:
+    """100 claims a second, whatever the answers take."""
+    for n_cycles, bar_ms in ((1_000, 20), (10_000, 20), (100_000, 50)):
+        url = database(server, f"{name}_{n_cycles}")
+        planted = plant(url, n_owners=N_OWNERS, n_workers=N_WORKERS, n_cycles=n_cycles)
+        yield open_row(f"claims.open.{n_cycles}", url, planted, bar_ms=bar_ms)
+
+
+def cached(server: Any, name: str) -> Iterator[dict[str, Any]]:
+    """The same where workers hold activations of a part of the queue each."""
+    for n_cycles, bar_ms in ((10_000, 20), (100_000, 50)):
+        url = database(server, f"{name}_{n_cycles}")
+        planted = plant(url, n_owners=N_OWNERS, n_workers=N_WORKERS, n_cycles=n_cycles, n_keys=500)
+        yield open_row(f"claims.cached.{n_cycles}", url, planted, bar_ms=bar_ms)
+
+
+def open_row(name: str, url: str, planted: Planted, *, bar_ms: int) -> dict[str, Any]:
+    """Send claims by the clock and measure each from when it was due."""
+    statement, seconds = claim_statement(QueueRules()), []
+    n_claims = min(int(RATE * OPEN_S), planted.n_cycles)
+    local = threading.local()
+
+    def claim(due: float, worker: str) -> None:
+        if not hasattr(local, "connection"):
+            local.connection = psycopg.connect(url, autocommit=True, prepare_threshold=1)
+        row = local.connection.execute(statement, planted.claim(worker)).fetchone()
+        seconds.append(time.perf_counter() - due)
+        if row is not None:
+            local.connection.execute(FINISH, {"attempt": row[0]})
+
+    with ThreadPoolExecutor(N_WORKERS) as pool:
+        begun = time.perf_counter() + 0.1
+        for number in range(n_claims):
+            due = begun + number / RATE
+            time.sleep(max(0.0, due - time.perf_counter()))
+            pool.submit(claim, due, planted.workers[number % N_WORKERS])
+    seconds.sort()
+    p99_ms = round(1e3 * seconds[int(0.99 * len(seconds))], 2)
+    return {
+        "name": name,
+        "value": p99_ms,
+        "unit": "ms",
+        "against": bar_ms,
+        "ratio": round(p99_ms / bar_ms, 3),
+        "median_ms": round(1e3 * statistics.median(seconds), 2),
+        "n_claims": len(seconds),
+    }
+
+
+def bound(server: Any, name: str) -> Iterator[dict[str, Any]]:
+    """Cycles of normal priority keep coming; those of low priority wait for their bound alone."""
+    url = database(server, name)
+    rules = QueueRules(starvation_s=BOUND_S)
+    planted = plant(url, n_owners=N_OWNERS, n_workers=N_WORKERS, n_cycles=200, priority="low")
+    lows = set(planted.cycles)
+    stop = threading.Event()
+
+    def feed() -> None:
+        while not stop.is_set():
+            plant(url, n_owners=0, n_workers=0, n_cycles=200, owners=list(planted.weights))
+            stop.wait(0.25)
+
+    feeder = threading.Thread(target=feed)
+    feeder.start()
+    waits: dict[str, float] = {}
+    try:
+        with psycopg.connect(url, autocommit=True) as connection:
+            statement, begun = claim_statement(rules), time.monotonic()
+            while len(waits) < len(lows) and time.monotonic() - begun < 10 * BOUND_S:
+                row = connection.execute(statement, planted.claim(planted.workers[0])).fetchone()
+                if row is not None:
+                    if row[2] in lows:
+                        waits[row[2]] = row[3]
+                    connection.execute(FINISH, {"attempt": row[0]})
+                time.sleep(0.002)
+    finally:
+        stop.set()
+        feeder.join()
+    yield {
+        "name": "claims.bound",
+        "value": round(max(waits.values()), 2),
+        "unit": "s",
+        "against": BOUND_S,
+        "ratio": round(max(waits.values()) / BOUND_S, 3),
+        "spread": [round(min(waits.values()), 2), round(max(waits.values()), 2)],
+        "n_claimed": f"{len(waits)} of {len(lows)}",
+    }
+
+
+def drain(url: str, planted: Planted, *, n_claims: int) -> tuple[Seen, float]:
+    """Let all workers claim and close until so many claims are made; give what they saw, and the seconds."""
+    seen, statement = Seen(), claim_statement(QueueRules())
+    ready = threading.Barrier(N_WORKERS + 1)
+
+    def work(worker: str) -> None:
+        with psycopg.connect(url, autocommit=True, prepare_threshold=1) as connection:
+            ready.wait()
+            while len(seen.claimed) < n_claims:
+                begun = time.perf_counter()
+                row = connection.execute(statement, planted.claim(worker)).fetchone()
+                if row is None:
+                    return
+                seen.seconds.append(time.perf_counter() - begun)
+                seen.claimed.append((row[1], row[2]))
+                connection.execute(FINISH, {"attempt": row[0]})
+
+    with contextlib.ExitStack() as stack:
+        pool = stack.enter_context(ThreadPoolExecutor(N_WORKERS))
+        done = [pool.submit(work, worker) for worker in planted.workers]
+        ready.wait()
+        begun = time.perf_counter()
+        for each in done:
+            each.result()
+        return seen, time.perf_counter() - begun
+
+
+def database(server: Any, name: str) -> str:
+    """Make and migrate a database; give psycopg's URL of it."""
+    server.ensure_database(name)
+    migrate(server.url(name))
+    return str(server.url(name)).replace("+psycopg", "")
