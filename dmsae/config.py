@@ -152,10 +152,11 @@ class TrainingConfig(Section):
     """Tokens without being selected until a latent counts as dead; null: 10M or 10% of the cycle's."""
     threshold_tokens: int = Field(32_768, ge=1)
     """Training tokens from which the inference threshold is taken (METHOD 7)."""
-    step: Literal["fast", "plain"] = "fast"
-    """How a step is computed: over the active latents only (on a GPU with Triton), or over dense matrices.
+    step: Literal["auto", "fast", "plain"] = "auto"
+    """How a step is computed: `fast` over the active latents only, `plain` over dense matrices.
 
-    Both give the same but for the order of float32 sums. Ours."""
+    Both give the same but for the order of float32 sums. `auto` is fast on a CPU and plain on a GPU, whose
+    fast step, in Triton, no GPU has run yet. Ours."""
 
 
 class AttributionConfig(Section):
@@ -231,6 +232,12 @@ class CycleConfig(RunConfig):
     def layout(self) -> SaeConfig:
         """The SAE's shape and sparsity as it is really laid out."""
         return self.sae
+
+    @property
+    def has_fast_step(self) -> bool:
+        """Whether a step computes over the active latents only."""
+        step = self.training.step
+        return step == "fast" or (step == "auto" and self.device == "cpu")
 
     @property
     def max_core(self) -> int:
