@@ -106,7 +106,7 @@ def make_step(start: MatryoshkaSae, config: CycleConfig, *, device: torch.device
 
     Raises: CycleFailed(device_unavailable) where the fast step of a GPU lacks what it needs.
     """
-    if config.training.step == "plain":
+    if not config.has_fast_step:
         return PlainStep(start.to(device), config)
     if device.type == "cpu":
         return SparseStep(start, config)
@@ -164,7 +164,7 @@ class Trainer:
         first_batch = self._first_batch()
         self._batch_tokens, d_model = first_batch.shape
         generator = named_generator(seed, "sae_start")
-        start = init_sae(config.sae, d_model, core=core, first_batch=first_batch, generator=generator)
+        start = init_sae(config.layout, d_model, core=core, first_batch=first_batch, generator=generator)
         self._sparsity = Sparsity.of(config.sae, n_core=start.n_core)
         self._n_core = start.n_core
         self._stepper = make_step(start, config, device=device)

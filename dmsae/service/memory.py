@@ -8,7 +8,7 @@ whole beside the peak of real cycles.
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from dmsae.config import DistillationConfig
+from dmsae.config import CycleConfig
 from dmsae.service.known_models import ModelFacts
 from dmsae.service.model_families import LayerSizes
 from dmsae.sources import BuiltinText
@@ -66,7 +66,7 @@ class Peak:
     """The phase that needs most."""
 
 
-def peak_memory(config: DistillationConfig, facts: ModelFacts) -> Peak | None:
+def peak_memory(config: CycleConfig, facts: ModelFacts) -> Peak | None:
     """Give the peak of the costliest cycle; None where the model's sizes are not known."""
     if None in (facts.d_model, facts.n_layers, facts.n_vocab, facts.n_parameters) or facts.layer is None:
         return None
@@ -92,7 +92,7 @@ def peak_memory(config: DistillationConfig, facts: ModelFacts) -> Peak | None:
 class _Sizes:
     """The tensors of a cycle, in bytes."""
 
-    def __init__(self, config: DistillationConfig, facts: ModelFacts, layer: LayerSizes) -> None:
+    def __init__(self, config: CycleConfig, facts: ModelFacts, layer: LayerSizes) -> None:
         self._config, self._layer = config, layer
         self._d_model, self._n_vocab = facts.d_model or 0, facts.n_vocab or 0
         self._n_parameters = facts.n_parameters or 0
@@ -101,7 +101,7 @@ class _Sizes:
         self._stored_dtype = facts.stored_bytes or self._model_dtype
         self._is_eager = layer.is_capped or config.activations.attention == "eager"
         self._is_cpu = config.device == "cpu"
-        self.is_fast = self._is_cpu and config.training.step == "fast"
+        self.is_fast = self._is_cpu and config.has_fast_step
         self._n_prefixes = len(config.sae.block_widths) + 1
 
     def loading(self) -> Need:
