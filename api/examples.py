@@ -14,7 +14,21 @@ SUBMISSION: dict[str, Any] = {
     "seed": 1,
     "sae": {"k": 24},
 }
-"""Body of POST /distillations."""
+SUBMISSIONS: list[Any] = [SUBMISSION, {"preset": "demo", "chains": 3}]
+"""Bodies of POST /distillations: one job; a group of three chains."""
+
+CORE_CYCLE: dict[str, Any] = {"job_id": JOB_ID, "cycle_index": 2}
+TRAINING_SUBMISSIONS: list[Any] = [
+    {"core": {"kind": "selected", "cycle": {"job_id": JOB_ID}}, "sae": {"k": 64}},
+    {"core": {"kind": "none", "width_of": CORE_CYCLE}, "name": "as wide, without a core"},
+    {
+        "sweep": {
+            "k": [16, 32, 64],
+            "core": [{"kind": kind, "cycle": CORE_CYCLE} for kind in ("selected", "energy", "frequent")],
+        }
+    },
+]
+"""Bodies of POST /trainings: around a job's last core at another k; a control; a group of nine jobs."""
 
 CHANGES: dict[str, Any] = {"name": "the good one", "tags": ["smollm2", "keep"], "priority": "high"}
 """Body of PATCH /jobs/{id}."""
@@ -120,6 +134,8 @@ DRY_RUN: dict[str, Any] = {
     "retention_days": None,
 }
 
+DRY_RUN_GROUP: dict[str, Any] = {"n_jobs": 1, "jobs": [DRY_RUN]}
+
 CYCLE: dict[str, Any] = {
     "index": 0,
     "state": "succeeded",
@@ -138,6 +154,36 @@ CYCLE: dict[str, Any] = {
 
 CYCLE_LIST: dict[str, Any] = {"items": [CYCLE]}
 DISTILLATION: dict[str, Any] = {**JOB, "cycles": [CYCLE], "last_core_id": CYCLE["output_core_id"]}
+
+TRAINING: dict[str, Any] = {
+    **JOB,
+    "kind": "training",
+    "config": {**CONFIG, "core": {"kind": "energy", "cycle": CORE_CYCLE}},
+    "cycles": [CYCLE],
+    "given": {
+        "core_id": "core_019ab2f51d2a7c90a1b2c3d4e5f60718",
+        "kind": "energy",
+        "seed": None,
+        "n_latents": 99,
+        "overlap": 0.71,
+        "is_weak_control": True,
+    },
+    "core_id": CYCLE["output_core_id"],
+}
+
+GROUP: dict[str, Any] = {
+    "group_id": "group_019ab2f61d2a7c90a1b2c3d4e5f60718",
+    "state": "succeeded",
+    "jobs": [{**SUMMARY, "point": {"k": 24, "seed": 1, "chain_index": 0}}],
+    "match": {
+        "job_id": "job_019ab2f7d2a17c3e8a51d2f6b7e80914",
+        "cores": [f"{JOB_ID}.2", "job_019ab2f0c5a27c3e8a51d2f6b7e80915.2"],
+        "n_latents": [99, 103],
+        "pairs": [{"a": 0, "b": 1, "n_matches": 12, "best_cosine_random": 0.13}],
+        "reproduced": [[f"{JOB_ID}.0.17"], ["job_019ab2f0c5a27c3e8a51d2f6b7e80915.1.40"]],
+        "share_reproduced": [0.01, 0.01],
+    },
+}
 
 EVENT_LIST: dict[str, Any] = {
     "items": [
@@ -254,6 +300,7 @@ LINEAGE: dict[str, Any] = {
                 },
                 {**PLACE, "cycle_index": 1},
             ],
+            "given": None,
         }
     ],
     "next_cursor": None,

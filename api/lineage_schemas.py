@@ -30,12 +30,12 @@ class PlaceOut(Answer):
 
     core_index: int
     """Its row in that core, and in the next cycle's SAE."""
-    sae_index: int
-    """Its row in the SAE that selected it."""
+    sae_index: int | None
+    """Its row in the SAE that selected it, or that a core given was made from; null where there is none."""
     parent_core_index: int | None
     """Its row in the core before; null where it is new."""
-    rank: int
-    """Among all candidates; 0 is the strongest."""
+    rank: int | None
+    """Among all candidates; 0 is the strongest; like all scores null where none was taken."""
     score: float | None
     """Nats a token, comparable between cycles."""
     score_se: float | None
@@ -46,21 +46,21 @@ class PlaceOut(Answer):
     decoder_cosine: float | None
     """With the cycle before, on the same tokens; null where it is new."""
     firing_jaccard: float | None
-    is_borderline: bool
+    is_borderline: bool | None
 
 
 class CoreLatentOut(LatentIdentity, PlaceOut):
     """One latent of a core."""
 
     times_selected: int
-    """In how many unbroken cycles up to this one."""
+    """In how many unbroken cycles up to this one, those before it was given to a training included."""
 
     @classmethod
     def of(cls, member: CoreMember) -> Self:
         """Show a core latent."""
         place = dict(PlaceOut.model_validate(member.place))
         identity = LatentIdentity.fields_of(member.latent)
-        return cls(**identity, **place, times_selected=member.times_selected)
+        return cls(**identity, **place, times_selected=member.place.times_selected)
 
 
 class CoreOut(Answer):
@@ -102,13 +102,16 @@ class LatentOut(LatentIdentity):
     """A latent, and what became of it."""
 
     times_selected: int
-    last_cycle: int
-    """The last cycle that selected it, of its own distillation."""
+    last_cycle: int | None
+    """The last cycle that selected it, of its own job; null where none has."""
     dropped_at: int | None
     """The cycle that no longer selected it; null while it is in the core."""
     last_share: float | None
     max_share: float | None
     path: list[PathEntry]
+    """Its places in the cores that this job's cycles selected."""
+    given: PlaceOut | None
+    """Its place in the core that a training was given."""
 
     @classmethod
     def of(cls, path: LatentPath) -> Self:
@@ -120,11 +123,12 @@ class LatentOut(LatentIdentity):
             **{name: getattr(latent, name) for name in same},
             last_cycle=latent.last_index,
             path=[PathEntry.of(place) for place in path.places],
+            given=None if path.given is None else PlaceOut.model_validate(path.given),
         )
 
 
 class LineageOut(Answer):
-    """Every latent that any core of a distillation held, the oldest first."""
+    """Every latent that any core of a job held, the oldest first."""
 
     model_config = example_of(examples.LINEAGE)
 
@@ -147,7 +151,7 @@ class OriginsOut(Answer):
     cycles: list[int]
     """The rows: finished cycles."""
     origins: list[OriginOut]
-    """The columns: this distillation's cycles, then those of other jobs."""
+    """The columns: this job's cycles, then those of other jobs."""
     matrix: list[list[int]]
 
     @classmethod

@@ -160,6 +160,15 @@ class DryRunOut(Answer):
     """Days after its end until the job would be deleted; null: never."""
 
 
+class DryRunGroupOut(Answer):
+    """What a submission of several jobs would be; nothing was stored."""
+
+    model_config = example_of(examples.DRY_RUN_GROUP)
+
+    n_jobs: int
+    jobs: list[DryRunOut]
+
+
 class CycleOut(Answer):
     """One cycle."""
 
@@ -371,7 +380,7 @@ class AliveOut(Answer):
 def _links(job_id: str, kind: str) -> dict[str, str]:
     links = {"self": f"/jobs/{job_id}"}
     links |= {name: f"/jobs/{job_id}/{name}" for name in ("cancel", "events", "logs", "artifacts")}
-    if kind == "distillation":
-        links["distillation"] = f"/distillations/{job_id}"
-        links |= {n: f"/distillations/{job_id}/{n}" for n in ("cycles", "core", "lineage", "origins")}
+    if kind in ("distillation", "training"):
+        links[kind] = f"/{kind}s/{job_id}"
+        links |= {name: f"/{kind}s/{job_id}/{name}" for name in ("cycles", "core", "lineage", "origins")}
     return links

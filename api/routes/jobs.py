@@ -26,12 +26,13 @@ Changes = Annotated[JobChanges, Body(examples=[examples.CHANGES])]
 def job_filter(
     state: State | None = None,
     kind: Kind | None = None,
+    group_id: Word = None,
     owner: Word = None,
     tag: Word = None,
     text: Word = None,
 ) -> JobFilter:
     """Narrow a list of jobs; `text` is part of the name or the notes."""
-    return JobFilter(state=state, owner=owner, tag=tag, kind=kind, text=text)
+    return JobFilter(state=state, owner=owner, tag=tag, kind=kind, group_id=group_id, text=text)
 
 
 @router.get("")

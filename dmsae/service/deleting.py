@@ -5,11 +5,12 @@ bit what it left (`purging.py`). Whoever starts a job from another job's core mu
 (FOR SHARE) and refuse a deleted one; here the row is locked before anybody is asked.
 """
 
-from sqlalchemy import ColumnElement, Select, func, select, update
+from sqlalchemy import ColumnElement, Select, func, or_, select, update
 from sqlalchemy.orm import Session, aliased
 
 from dmsae.errors import Conflict, Forbidden, NotFound
 from dmsae.service import uploads
+from dmsae.service.source_tables import CycleSource
 from dmsae.service.states import lock_job
 from dmsae.service.tables import FINAL_JOB_STATES, Artifact, Core, Cycle, Job
 
@@ -20,7 +21,7 @@ def delete_job(session: Session, job_id: str, *, owner_id: str) -> None:
     Raises:
         NotFound: there never was such a job.
         Forbidden: it belongs to another owner.
-        Conflict: it has not ended, or a job that has not ended starts from its core.
+        Conflict: it has not ended, or a job that has not ended starts from what it left.
     """
     job = session.get(Job, job_id, populate_existing=True)
     if job is None:
@@ -34,11 +35,12 @@ def delete_job(session: Session, job_id: str, *, owner_id: str) -> None:
             "it has ended.",
             id=job_id,
         )
-    user = session.scalar(_unfinished_users().where(Job.id == job_id).limit(1))
-    if user is not None:
-        raise Conflict(
-            f"Job {user!r} starts from a core of job {job_id!r}: wait until it has ended.", id=job_id
-        )
+    for users in _unfinished_users():
+        user = session.scalar(users.where(Job.id == job_id).limit(1))
+        if user is not None:
+            raise Conflict(
+                f"Job {user!r} starts from a core of job {job_id!r}: wait until it has ended.", id=job_id
+            )
     make_tombstone(session, job_id)
 
 
@@ -69,16 +71,17 @@ def make_tombstone(session: Session, job_id: str) -> bool:
 
 
 def is_given_to_unfinished() -> ColumnElement[bool]:
-    """Give the condition on `jobs` that a job that has not ended starts from a core of this one."""
-    return _unfinished_users().correlate(Job).exists()
+    """Give the condition on `jobs` that a job that has not ended starts from what this one left."""
+    return or_(*(users.correlate(Job).exists() for users in _unfinished_users()))
 
 
-def _unfinished_users() -> Select[str]:
+def _unfinished_users() -> tuple[Select[str], Select[str]]:
+    """Give queries for those that start from a core of `jobs`, and for those made from its cycles."""
     user, used, source = aliased(Job), aliased(Cycle), aliased(Cycle)
-    return (
-        select(user.id)
-        .join(used, used.job_id == user.id)
-        .join(Core, Core.id == used.input_core_id)
-        .join(source, source.id == Core.cycle_id)
-        .where(source.job_id == Job.id, user.id != Job.id, user.state.not_in(FINAL_JOB_STATES))
+    is_other = (source.job_id == Job.id, user.id != Job.id, user.state.not_in(FINAL_JOB_STATES))
+    users = select(user.id).join(used, used.job_id == user.id)
+    by_core = users.join(Core, Core.id == used.input_core_id).join(source, source.id == Core.cycle_id)
+    by_cycle = users.join(CycleSource, CycleSource.cycle_id == used.id).join(
+        source, source.id == CycleSource.source_cycle_id
     )
+    return by_core.where(*is_other), by_cycle.where(*is_other)

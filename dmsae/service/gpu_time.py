@@ -5,7 +5,7 @@ No figure here is measured: what a card sustains differs with sizes, drivers and
 
 from dataclasses import dataclass
 
-from dmsae.config import DistillationConfig
+from dmsae.config import CycleConfig
 from dmsae.service.known_models import ModelFacts
 from dmsae.service.model_families import LayerSizes, count_layer
 
@@ -30,7 +30,7 @@ class GpuTime:
     seconds: float
 
 
-def estimate_gpu_time(config: DistillationConfig, facts: ModelFacts) -> GpuTime | None:
+def estimate_gpu_time(config: CycleConfig, facts: ModelFacts) -> GpuTime | None:
     """Estimate one cycle; None where the tokens of a cycle or the sizes of the model are not known."""
     n_tokens = config.training.n_tokens
     if n_tokens is None or facts.layer is None or facts.n_layers is None or facts.d_model is None:
@@ -47,7 +47,7 @@ def estimate_gpu_time(config: DistillationConfig, facts: ModelFacts) -> GpuTime 
     return GpuTime(model_flop, sae_flop, seconds / SUSTAINED)
 
 
-def _measuring_flop(config: DistillationConfig, *, lower: float, upper: float) -> float:
+def _measuring_flop(config: CycleConfig, *, lower: float, upper: float) -> float:
     """Give what attribution (forward and backward), evaluation and ablations of single latents compute."""
     attribution, n_prefixes = config.attribution, len(config.sae.block_widths) + 1
     n_ablated = attribution.ablation_tokens * (1 + attribution.ablation_latents)
@@ -58,6 +58,6 @@ def _measuring_flop(config: DistillationConfig, *, lower: float, upper: float) -
     )
 
 
-def _layer_flop(config: DistillationConfig, layer: LayerSizes, d_model: int) -> float:
+def _layer_flop(config: CycleConfig, layer: LayerSizes, d_model: int) -> float:
     """Give the operations of one layer for one token: two for each weight, and attention over the context."""
     return 2.0 * count_layer(layer, d_model) + 4.0 * layer.d_attention * config.data.context_length

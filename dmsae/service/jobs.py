@@ -12,9 +12,8 @@ from dmsae.service import cancelling
 from dmsae.service.events import append_event
 from dmsae.service.paging import Page, decode_cursor, make_page
 from dmsae.service.progress import JobView, view_jobs
-from dmsae.service.requests import JobChanges
+from dmsae.service.requests import PRIORITY_RANKS, JobChanges
 from dmsae.service.states import lock_job
-from dmsae.service.submitting import PRIORITY_RANKS
 from dmsae.service.tables import Artifact, Attempt, Cycle, Event, Job, Owner
 
 
@@ -26,6 +25,7 @@ class JobFilter:
     owner: str | None = None
     tag: str | None = None
     kind: str | None = None
+    group_id: str | None = None
     text: str | None = None
     """Part of the name or notes, in any case."""
 
@@ -208,6 +208,8 @@ def _conditions(wanted: JobFilter) -> list[ColumnElement[bool]]:
         conditions.append(Job.state == wanted.state)
     if wanted.kind is not None:
         conditions.append(Job.kind == wanted.kind)
+    if wanted.group_id is not None:
+        conditions.append(Job.group_id == wanted.group_id)
     if wanted.owner is not None:
         owner_id = select(Owner.id).where(Owner.name == wanted.owner).scalar_subquery()
         conditions.append(Job.owner_id == owner_id)

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from sqlalchemy import Subquery, func, select
+from sqlalchemy import or_, select
 from sqlalchemy.orm import Session
 
 from dmsae.errors import NotFound
@@ -30,8 +30,6 @@ class CoreMember:
 
     latent: Latent
     place: CoreLatent
-    times_selected: int
-    """In how many unbroken cycles up to this one."""
 
 
 @dataclass(frozen=True)
@@ -55,10 +53,12 @@ class Place(NamedTuple):
 
 @dataclass(frozen=True)
 class LatentPath:
-    """A latent, and its place in each cycle that selected it, in order."""
+    """A latent, and its place in each cycle of a job that selected it, in order."""
 
     latent: Latent
     places: list[Place]
+    given: CoreLatent | None
+    """Its place in the core that a training was given."""
 
 
 @dataclass(frozen=True)
@@ -69,6 +69,12 @@ class Origins:
     origins: list[tuple[str, int]]
     """Origin job and cycle of each column; the job itself first."""
     matrix: list[list[int]]
+
+
+def find_given(session: Session, job_id: str) -> Core | None:
+    """Give the core that a training was given; None where it was given none, or has not finished."""
+    query = select(Core).join(Cycle, Cycle.id == Core.given_cycle_id).where(Cycle.job_id == job_id)
+    return session.scalars(query).one_or_none()
 
 
 def view_core(
@@ -82,17 +88,15 @@ def view_core(
     """Show the core of a cycle, by default of the last one that has one, in the order of its latents.
 
     Raises:
-        NotFound: there is no such distillation, or that cycle has no core (yet).
+        NotFound: there is no such job, or that cycle has no core (yet).
         BadRequest: the cursor is malformed.
     """
     wanted = wanted or CoreFilter()
     index, core = _find_core(session, job_id, wanted.cycle_index)
-    times = _times_selected(job_id, index)
     query = (
-        select(Latent, CoreLatent, times.c.n)
+        select(Latent, CoreLatent)
         .join(CoreLatent, CoreLatent.latent_id == Latent.id)
-        .join(times, times.c.latent_id == Latent.id)
-        .where(CoreLatent.core_id == core.id, times.c.n >= wanted.min_selected)
+        .where(CoreLatent.core_id == core.id, CoreLatent.times_selected >= wanted.min_selected)
         .order_by(CoreLatent.core_index)
         .limit(limit + 1)
     )
@@ -107,17 +111,17 @@ def view_core(
 def list_lineage(
     session: Session, job_id: str, *, cursor: str | None = None, limit: int = 200
 ) -> Page[LatentPath]:
-    """List every latent that any core of a distillation held, each with its whole path, the oldest first.
+    """List every latent that any core of a job held, each with its whole path there, the oldest first.
 
     Raises:
-        NotFound: there is no such distillation.
+        NotFound: there is no such job.
         BadRequest: the cursor is malformed.
     """
-    find_job(session, job_id, kind="distillation")
+    find_job(session, job_id)
     held = (
         select(CoreLatent.latent_id)
         .join(Core, Core.id == CoreLatent.core_id)
-        .join(Cycle, Cycle.id == Core.cycle_id)
+        .join(Cycle, or_(Cycle.id == Core.cycle_id, Cycle.id == Core.given_cycle_id))
         .where(Cycle.job_id == job_id)
     )
     query = select(Latent).where(Latent.id.in_(held)).order_by(Latent.id).limit(limit + 1)
@@ -126,17 +130,19 @@ def list_lineage(
     latents = list(session.scalars(query))
     last_key = [latents[limit - 1].id] if len(latents) > limit else None
     page = make_page(latents, limit, last_key=last_key)
-    places = _places(session, job_id, [latent.id for latent in page.items])
-    return Page([LatentPath(latent, places[latent.id]) for latent in page.items], page.next_cursor)
+    ids = [latent.id for latent in page.items]
+    places, given = _places(session, job_id, ids), _given_places(session, job_id, ids)
+    paths = [LatentPath(latent, places[latent.id], given.get(latent.id)) for latent in page.items]
+    return Page(paths, page.next_cursor)
 
 
 def view_origins(session: Session, job_id: str) -> Origins:
     """Count each cycle's core latents by the cycle that they come from.
 
     Raises:
-        NotFound: there is no such distillation.
+        NotFound: there is no such job.
     """
-    find_job(session, job_id, kind="distillation")
+    find_job(session, job_id)
     counted = (Cycle.index, CycleOrigin.origin_job_id, CycleOrigin.origin_cycle, CycleOrigin.n_latents)
     rows = session.execute(
         select(*counted).join(CycleOrigin, CycleOrigin.cycle_id == Cycle.id).where(Cycle.job_id == job_id)
@@ -151,7 +157,7 @@ def view_origins(session: Session, job_id: str) -> Origins:
 
 
 def _find_core(session: Session, job_id: str, cycle_index: int | None) -> tuple[int, Core]:
-    find_job(session, job_id, kind="distillation")
+    find_job(session, job_id)
     query = (
         select(Cycle.index, Core).join(Core, Core.id == Cycle.output_core_id).where(Cycle.job_id == job_id)
     )
@@ -164,15 +170,14 @@ def _find_core(session: Session, job_id: str, cycle_index: int | None) -> tuple[
     return row[0], row[1]
 
 
-def _times_selected(job_id: str, last_index: int) -> Subquery:
-    return (
-        select(CoreLatent.latent_id, func.count().label("n"))
+def _given_places(session: Session, job_id: str, latent_ids: Sequence[int]) -> dict[int, CoreLatent]:
+    query = (
+        select(CoreLatent)
         .join(Core, Core.id == CoreLatent.core_id)
-        .join(Cycle, Cycle.id == Core.cycle_id)
-        .where(Cycle.job_id == job_id, Cycle.index <= last_index)
-        .group_by(CoreLatent.latent_id)
-        .subquery()
+        .join(Cycle, Cycle.id == Core.given_cycle_id)
+        .where(Cycle.job_id == job_id, CoreLatent.latent_id.in_(latent_ids))
     )
+    return {place.latent_id: place for place in session.scalars(query)}
 
 
 def _places(session: Session, job_id: str, latent_ids: Sequence[int]) -> dict[int, list[Place]]:

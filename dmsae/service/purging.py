@@ -13,6 +13,7 @@ from sqlalchemy import ColumnElement, delete, func, or_, select, tuple_, update
 from sqlalchemy.orm import Session, aliased
 
 from dmsae.service.claims import USAGE_WINDOW
+from dmsae.service.source_tables import CycleSource
 from dmsae.service.states import Held, lock_job
 from dmsae.service.tables import (
     Artifact,
@@ -27,6 +28,9 @@ from dmsae.service.tables import (
     Latent,
     MetricPoint,
 )
+
+OWN_CYCLE = func.coalesce(Core.cycle_id, Core.given_cycle_id)
+"""The cycle that selected a core, or that it was given to."""
 
 
 def marked_artifacts(session: Session, *, limit: int) -> list[str]:
@@ -145,14 +149,14 @@ def purge_job(session: Session, job_id: str, *, limit: int) -> bool:
     lock_job(session, job_id)
     if session.scalar(select(_is_referred_to()).where(Job.id == job_id)):
         return True
-    cores = select(Core.id).join(Cycle, Cycle.id == Core.cycle_id).where(Cycle.job_id == job_id)
+    cores = select(Core.id).join(Cycle, Cycle.id == OWN_CYCLE).where(Cycle.job_id == job_id)
     place = (CoreLatent.core_id, CoreLatent.core_index)
     latest_first = (
         select(*place)
         .join(Core, Core.id == CoreLatent.core_id)
-        .join(Cycle, Cycle.id == Core.cycle_id)
+        .join(Cycle, Cycle.id == OWN_CYCLE)
         .where(Cycle.job_id == job_id)
-        .order_by(Cycle.index.desc(), CoreLatent.core_index)
+        .order_by(Cycle.index.desc(), Core.given_cycle_id.is_not(None), CoreLatent.core_index)
         .limit(limit)
     )
     places = delete(CoreLatent).where(tuple_(*place).in_(latest_first)).returning(CoreLatent.core_index)
@@ -169,7 +173,9 @@ def _remove_cycles(session: Session, job_id: str, *, core_ids: list[str]) -> Non
     cycles = select(Cycle.id).where(Cycle.job_id == job_id)
     for table in (CycleOrigin, Checkpoint, Attempt):
         session.execute(delete(table).where(table.cycle_id.in_(cycles)))
-    session.execute(update(Core).where(Core.id.in_(core_ids)).values(cycle_id=None))
+    either = or_(CycleSource.cycle_id.in_(cycles), CycleSource.source_cycle_id.in_(cycles))
+    session.execute(delete(CycleSource).where(either))
+    session.execute(update(Core).where(Core.id.in_(core_ids)).values(cycle_id=None, given_cycle_id=None))
     session.execute(delete(Cycle).where(Cycle.job_id == job_id))
     session.execute(delete(Core).where(Core.id.in_(core_ids)))
 
@@ -177,12 +183,13 @@ def _remove_cycles(session: Session, job_id: str, *, core_ids: list[str]) -> Non
 def _is_referred_to() -> ColumnElement[bool]:
     """Give the condition on `jobs` that another job, or a published core, refers to its cores or latents."""
     own, other, core = aliased(Cycle), aliased(Cycle), aliased(Core)
-    cores = select(core.id).join(own, own.id == core.cycle_id).where(own.job_id == Job.id).correlate(Job)
+    own_cycle = func.coalesce(core.cycle_id, core.given_cycle_id)
+    cores = select(core.id).join(own, own.id == own_cycle).where(own.job_id == Job.id).correlate(Job)
     is_foreign = or_(other.job_id.is_(None), other.job_id != Job.id)
     places = (
         select(CoreLatent.core_id)
         .join(Core, Core.id == CoreLatent.core_id)
-        .outerjoin(other, other.id == Core.cycle_id)
+        .outerjoin(other, other.id == OWN_CYCLE)
         .where(is_foreign)
     )
     holds_latent = places.join(Latent, Latent.id == CoreLatent.latent_id).where(

@@ -1,4 +1,4 @@
-"""What may a client say? The request to distil: every setting optional, the rest from a preset.
+"""What may a client say? Requests to distil and to train: every setting optional, the rest from elsewhere.
 
 The partial sections are made from the classes of `dmsae.config`, so a setting is written down once. Every
 refusal, of types here or of rules there, becomes a `FieldProblem` that names field, value and rule.
@@ -6,7 +6,7 @@ refusal, of types here or of rules there, becomes a `FieldProblem` that names fi
 
 import json
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypeVar
 
 from pydantic import (
     AfterValidator,
@@ -20,16 +20,18 @@ from pydantic import (
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticCustomError
 
-from dmsae.config import DistillationConfig
+from dmsae.config import CoreTrainingConfig, CycleConfig, DistillationConfig
 from dmsae.errors import FieldProblem, InvalidConfig
 from dmsae.presets import PRESETS
-from dmsae.sources import Section
+from dmsae.sources import CoreSource, Section
 
 MOST_PROBLEMS = 50
 LONGEST_SHOWN = 200
 CONTENT_TYPE = r"^[A-Za-z0-9!#$&^_.+-]+/[A-Za-z0-9!#$&^_.+-]+$"
-UNIONS = (["model"], ["data", "text"])
-"""Settings that are one of several kinds, told apart by their `source`."""
+MOST_JOBS = 256
+"""Of one request."""
+UNIONS = (["model"], ["data", "text"], ["core"], ["sweep", "core", "*"])
+"""Settings that are one of several kinds, told apart by their `source` or `kind`; `*` stands for a place."""
 
 
 def _no_nul(text: str) -> str:
@@ -48,6 +50,8 @@ Notes = Annotated[str, StringConstraints(max_length=10_000), AfterValidator(_no_
 Tag = Annotated[str, StringConstraints(min_length=1, max_length=64), AfterValidator(_no_nul)]
 Tags = Annotated[list[Tag], Field(max_length=32), AfterValidator(_tidy_tags)]
 Priority = Literal["low", "normal", "high"]
+PRIORITY_RANKS = {"high": 0, "normal": 1, "low": 2}
+"""The order of claims."""
 
 
 def _partial(section: type[BaseModel], name: str) -> type[BaseModel]:
@@ -83,13 +87,40 @@ class Partial(BaseModel):
 
 
 if TYPE_CHECKING:
-    Settings = Partial
+
+    class Settings(Partial):
+        """Every setting of a distillation, none of which must be given."""
+
+    class TrainingSettings(Partial):
+        """Every setting of a training, none of which must be given."""
+
+        core: CoreSource | None
+
 else:
     Settings = _partial(DistillationConfig, "Partial")
+    TrainingSettings = _partial(CoreTrainingConfig, "PartialTraining")
 
 
-class DistillationRequest(Settings):
-    """A distillation to run: a preset, and whatever is set otherwise."""
+class Sweep(Partial):
+    """Several values of a setting: a job for each, or for each combination."""
+
+    k: list[Annotated[int, Field(ge=1)]] | None = Field(None, min_length=1, max_length=MOST_JOBS)
+    """Values of `sae.k`."""
+    seed: list[Annotated[int, Field(ge=0)]] | None = Field(None, min_length=1, max_length=MOST_JOBS)
+    """Values of `seed`."""
+
+
+class TrainingSweep(Sweep):
+    """Several values of a setting of trainings."""
+
+    core: list[CoreSource] | None = Field(None, min_length=1, max_length=MOST_JOBS)
+    """Values of `core`."""
+
+
+class JobRequest(Partial):
+    """What a request says about its job, or about each of its jobs."""
+
+    builds: ClassVar[type[CycleConfig]]
 
     name: Name | None = None
     """What people call it."""
@@ -101,6 +132,23 @@ class DistillationRequest(Settings):
     """Among the jobs of its owner, and between owners: high before normal before low."""
     preset: str | None = Field(None, max_length=200)
     """Named settings to start from: `demo`. Without one every setting that has no default must be given."""
+    sweep: Sweep | None = None
+    """Settings of which there are several values: a group of jobs."""
+
+
+class DistillationRequest(JobRequest, Settings):
+    """A distillation to run: a preset, and whatever is set otherwise. Several chains make a group of jobs."""
+
+    builds = DistillationConfig
+
+
+class TrainingRequest(JobRequest, TrainingSettings):
+    """A training to run: its core; what is not set is as in the job that the core comes from."""
+
+    builds = CoreTrainingConfig
+
+    sweep: TrainingSweep | None = None
+    """Settings of which there are several values: a group of jobs."""
 
 
 class JobChanges(Partial):
@@ -127,32 +175,33 @@ class UploadRequest(Partial):
     """Sent with it, if the client insists."""
 
 
-ABOUT_JOB = frozenset({"name", "tags", "notes", "priority", "preset"})
+Config = TypeVar("Config", bound=CycleConfig)
 
 
-def merge_preset(request: DistillationRequest) -> dict[str, Any]:
+def merge_preset(request: JobRequest) -> dict[str, Any]:
     """Lay what the client set over the preset; a model or text replaces the preset's as a whole.
 
     Raises:
         InvalidConfig: there is no such preset.
     """
-    chosen = request.model_dump(exclude_unset=True, exclude=set(ABOUT_JOB))
+    chosen = request.model_dump(exclude_unset=True, exclude=set(JobRequest.model_fields))
     if request.preset is None:
         return chosen
     if request.preset not in PRESETS:
         rule = f"unknown preset; known: {', '.join(sorted(PRESETS))}"
         raise InvalidConfig([FieldProblem("preset", shown(request.preset), rule, "unknown_preset")])
-    return _overlay(PRESETS[request.preset], chosen)
+    named = PRESETS[request.preset]
+    return overlay({name: named[name] for name in named if name in request.builds.model_fields}, chosen)
 
 
-def validate_config(settings: Mapping[str, Any]) -> DistillationConfig:
+def validate_config(kind: type[Config], settings: Mapping[str, Any]) -> Config:
     """Build the resolved config.
 
     Raises:
         InvalidConfig: with every setting that is missing or cannot work.
     """
     try:
-        return DistillationConfig.model_validate(settings)
+        return kind.model_validate(settings)
     except ValidationError as error:
         raise InvalidConfig(field_problems(error.errors(include_url=False))) from error
 
@@ -177,12 +226,13 @@ def shown(value: Any) -> Any:
     return start if len(start) <= LONGEST_SHOWN else f"{start[:LONGEST_SHOWN]}..."
 
 
-def _overlay(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+def overlay(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    """Lay settings over others, section by section; a model or text replaces the other as a whole."""
     merged = dict(below)
     for key, value in above.items():
         under: Any = merged.get(key)
         is_section = isinstance(value, dict) and isinstance(under, dict) and "source" not in under
-        merged[key] = _overlay(under, value) if is_section else value
+        merged[key] = overlay(under, value) if is_section else value
     return merged
 
 
@@ -198,8 +248,9 @@ def _problem(error: Mapping[str, Any]) -> FieldProblem:
     if kind in ("extra_forbidden", "invalid_key"):
         return FieldProblem(param, shown(value), "there is no such field", "unknown_field")
     if kind == "union_tag_not_found":
+        tag = context["discriminator"].strip("'")
         return FieldProblem(
-            f"{param}.source", None, "is required: it says which kind this is", "missing_field"
+            f"{param}.{tag}", None, "is required: it says which kind this is", "missing_field"
         )
     rule = error["msg"].replace("Input should", "must")
     return FieldProblem(param, shown(value), rule[:LONGEST_SHOWN])
@@ -208,7 +259,8 @@ def _problem(error: Mapping[str, Any]) -> FieldProblem:
 def _param(loc: Sequence[str | int]) -> str:
     parts = [str(part) for part in loc]
     for section in UNIONS:
-        if parts[: len(section)] == section and len(parts) > len(section) + 1:
+        begin = [("*" if part.isdigit() else part) for part in parts[: len(section)]]
+        if begin == section and len(parts) > len(section) + 1:
             del parts[len(section)]  # pydantic names the union's tag, which is no field
     joined = ".".join(part[:LONGEST_SHOWN] for part in parts)[: 2 * LONGEST_SHOWN]
     return joined.encode("utf-8", "replace").decode()

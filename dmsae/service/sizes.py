@@ -8,27 +8,37 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from dmsae.config import CycleSpec, DistillationConfig
+from dmsae.config import CoreTrainingConfig, CycleConfig, CycleSpec, DistillationConfig
 from dmsae.service.known_models import ModelFacts
 
 FLOAT32_BYTES, FLOAT64_BYTES = 4, 8
 TEXTS_BYTES = 32 << 10
 """Bound of what no width decides: the facts in `cfg.json` and `core.json`, `metrics.json`, the manifest."""
 JOB_ID = "job_" + 32 * "0"
+CYCLES_AT_MOST = 64
+MOST_LATENTS = 16_777_216
+"""Of any job, as `config.py` bounds them."""
 FLOAT = -1.2345678901234567e-308
 """No float64 is longer in JSON."""
 
 
-def stored_bytes(config: DistillationConfig, facts: ModelFacts, cycle_index: int) -> int | None:
-    """Give at most how many bytes a cycle stores; None while the model's width is not known."""
+Config = DistillationConfig | CoreTrainingConfig
+
+
+def stored_bytes(config: Config, facts: ModelFacts, cycle_index: int, *, n_given: int) -> int | None:
+    """Give at most how many bytes a cycle stores that starts from a core of at most `n_given` latents.
+
+    None while the model's width is not known.
+    """
     if facts.d_model is None:
         return None
-    n_given = core_bound(config, cycle_index)
-    n_candidates = n_given + config.sae.block_widths[0]
+    n_candidates = config.prefix_widths(n_given)[0]
     n_selected = min(config.max_core, n_candidates)
     spec = CycleSpec(job_id=JOB_ID, cycle_index=cycle_index, config=config).model_dump_json(indent=1)
+    stores_given = isinstance(config, CoreTrainingConfig) and n_given > 0
     return sum(
         (
+            _given_bytes(facts.d_model, n_given) if stores_given else 0,
             sae_bytes(facts.d_model, config.sae.n_latents),
             core_bytes(facts.d_model, n_selected),
             scores_bytes(n_candidates),
@@ -80,18 +90,31 @@ def tensors_bytes(shapes: Mapping[str, Sequence[int]], dtype: str) -> int:
     return 8 + -(-len(text) // 8) * 8 + offset
 
 
-def _identities_bytes(config: DistillationConfig, *, n_given: int, n_selected: int) -> int:
-    """Bound what names latents: `lineage.json`, `core.json`, and the ids in `cfg.json`."""
-    index = config.sae.n_latents
-    cycle = config.n_cycles
-    latent_id = f"{JOB_ID}.{cycle}.{index}"
-    origin = {
-        "latent_id": latent_id,
+def _given_bytes(d_model: int, n_given: int) -> int:
+    """Bound what a training stores of the core that it was given: `given/`, its part of `lineage.json`."""
+    floats = ("score", "share", "density", "encoder_norm")
+    entry = {**_origin(CYCLES_AT_MOST, MOST_LATENTS), "origin_kind": "random_directions"}
+    entry |= dict.fromkeys(("core_index", "parent_core_index", "sae_index", "rank"), MOST_LATENTS)
+    each = _entry_bytes(entry | dict.fromkeys(floats, FLOAT)) + _entry_bytes(entry)
+    return core_bytes(d_model, n_given) + n_given * each + TEXTS_BYTES
+
+
+def _origin(cycle: int, index: int) -> dict[str, Any]:
+    return {
+        "latent_id": f"{JOB_ID}.{cycle}.{index}",
         "origin_job_id": JOB_ID,
         "origin_cycle": cycle,
         "origin_index": index,
         "times_selected": cycle,
     }
+
+
+def _identities_bytes(config: CycleConfig, *, n_given: int, n_selected: int) -> int:
+    """Bound what names latents: `lineage.json`, `core.json`, and the ids in `cfg.json`."""
+    index = config.sae.n_latents
+    cycle = config.n_cycles if isinstance(config, DistillationConfig) else CYCLES_AT_MOST
+    origin = _origin(cycle, index)
+    latent_id = origin["latent_id"]
     place = {"core_index": index, "sae_index": index, "score": FLOAT, "share": FLOAT, "rank": index}
     floats = ("score_se", "encoder_norm", "density", "decoder_cosine", "firing_jaccard")
     selected = {**origin, **place, **dict.fromkeys(floats, FLOAT)}

@@ -1,83 +1,101 @@
-"""How does a request become a resolved config, a job and its cycles?
-
-Everything that can be known to fail is refused here, before anything is stored.
-"""
+"""How do planned jobs become rows: a job and its cycles, or a group of jobs, whole or not at all?"""
 
 from collections.abc import Sequence
-from pathlib import Path
 
-from sqlalchemy import func
+from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from dmsae.config import SPEC_VERSION, DistillationConfig
 from dmsae.errors import FieldProblem, InvalidConfig
-from dmsae.service.allowed_paths import check_text_paths
+from dmsae.service.cache_keys import cache_key
+from dmsae.service.cycle_sources import note_sources
 from dmsae.service.database import wake_after_commit
 from dmsae.service.events import append_event
 from dmsae.service.ids import new_id
-from dmsae.service.known_models import ModelFacts, find_facts
+from dmsae.service.memory import peak_memory
+from dmsae.service.planning import Plan
 from dmsae.service.progress import JobView, view_jobs
-from dmsae.service.requests import DistillationRequest, merge_preset, shown, validate_config
+from dmsae.service.queue_control import require_room
+from dmsae.service.requests import PRIORITY_RANKS, JobRequest
+from dmsae.service.sweeps import is_group
 from dmsae.service.tables import Cycle, Job
 from dmsae.service.text_objects import object_keys
 from dmsae.service.uploads import note_use
 
-PRIORITY_RANKS = {"high": 0, "normal": 1, "low": 2}
 RESOURCE_CLASSES = {"cpu": "cpu", "cuda": "gpu"}
 """Device of a config -> class of the workers that have it."""
 
 
-def resolve(
-    request: DistillationRequest, *, allowed_roots: Sequence[Path]
-) -> tuple[DistillationConfig, ModelFacts]:
-    """Give all settings of a request, and what is known of its model.
+def submit(session: Session, owner_id: str, *, request: JobRequest, plans: Sequence[Plan]) -> list[JobView]:
+    """Store the jobs of a request with their cycles, the first of each queued; all of a group share its id.
+
+    Workers hear of them after the commit.
 
     Raises:
-        InvalidConfig: with every setting that is missing or cannot work.
+        InvalidConfig: an upload that they name, or a job that they start from, was deleted meanwhile.
+        QuotaExceeded: their owner may not have so many waiting.
     """
-    config = validate_config(merge_preset(request))
-    facts = find_facts(config.model, allowed_roots)
-    check_text_paths(config.data.text, allowed_roots)
-    problems = [*_check_model(config, facts), *_check_tokens(config)]
-    if problems:
-        raise InvalidConfig(problems)
-    return config, facts
+    require_room(session, owner_id, n_jobs=len(plans))
+    _hold_sources(session, plans)
+    group_id = new_id("group") if is_group(request, plans) else None
+    jobs = [_store(session, owner_id, request, plan, group_id) for plan in plans]
+    for job in jobs:
+        session.refresh(job)
+    return view_jobs(session, jobs)
 
 
-def submit(
-    session: Session, owner_id: str, *, request: DistillationRequest, config: DistillationConfig
-) -> JobView:
-    """Store a distillation and its cycles, the first of them queued; workers hear of it after the commit.
+def _hold_sources(session: Session, plans: Sequence[Plan]) -> None:
+    """Lock the jobs that trainings start from, so that none is deleted before that is known of it."""
+    job_ids = {plan.given.job_id for plan in plans if plan.given is not None and plan.n_given}
+    if not job_ids:
+        return
+    query = select(Job.id, Job.deleted_at).where(Job.id.in_(job_ids)).order_by(Job.id)
+    rows = session.execute(query.with_for_update(read=True))
+    rule = "the job was deleted a moment ago"
+    deleted = [row.id for row in rows if row.deleted_at is not None]
+    if deleted:
+        raise InvalidConfig(
+            [FieldProblem("core.cycle.job_id", job_id, rule, "core_deleted") for job_id in deleted]
+        )
 
-    Raises:
-        InvalidConfig: an upload that it names was deleted meanwhile.
-    """
+
+def _store(session: Session, owner_id: str, request: JobRequest, plan: Plan, group_id: str | None) -> Job:
     job = Job(
         id=new_id("job"),
-        kind="distillation",
+        kind=plan.kind,
         owner_id=owner_id,
+        group_id=group_id,
         priority=request.priority,
         spec_version=SPEC_VERSION,
         name=request.name,
         tags=request.tags,
         notes=request.notes,
         preset=request.preset,
-        config=config.model_dump(mode="json"),
+        config=plan.config.model_dump(mode="json"),
     )
     session.add(job)
     session.flush()
-    note_use(session, job.id, object_keys(config))
-    resource_class = RESOURCE_CLASSES[config.device]
-    session.add_all(_cycle(job, index, resource_class) for index in range(config.n_cycles))
+    note_use(session, job.id, object_keys(plan.config))
+    cycles = [_cycle(job, index, plan) for index in range(plan.n_cycles)]
+    session.add_all(cycles)
     session.flush()
-    message = f"A distillation of {config.n_cycles} cycles was queued."
-    append_event(session, job.id, "job_queued", message, data={"n_cycles": config.n_cycles})
-    session.refresh(job)
-    wake_after_commit(session, resource_class)
-    return view_jobs(session, [job])[0]
+    if plan.given is not None and plan.n_given:
+        note_sources(session, cycles[0].id, [plan.given.cycle_id])
+    append_event(session, job.id, "job_queued", _say_queued(plan), data={"n_cycles": plan.n_cycles})
+    wake_after_commit(session, cycles[0].resource_class)
+    return job
 
 
-def _cycle(job: Job, index: int, resource_class: str) -> Cycle:
+def _say_queued(plan: Plan) -> str:
+    if isinstance(plan.config, DistillationConfig):
+        return f"A distillation of {plan.n_cycles} cycles was queued."
+    kind = plan.config.core.kind.replace("_", " ")
+    around = "no core" if kind == "none" else f"a core of {plan.n_given} latents ({kind})"
+    return f"A training around {around} was queued."
+
+
+def _cycle(job: Job, index: int, plan: Plan) -> Cycle:
+    peak = peak_memory(plan.config, plan.facts)
     return Cycle(
         id=new_id("cycle"),
         job_id=job.id,
@@ -85,27 +103,9 @@ def _cycle(job: Job, index: int, resource_class: str) -> Cycle:
         owner_id=job.owner_id,
         priority_rank=PRIORITY_RANKS[job.priority],
         state="waiting" if index else "queued",
-        resource_class=resource_class,
+        resource_class=RESOURCE_CLASSES[plan.config.device],
         spec_version=job.spec_version,
+        cache_key=cache_key(plan.config),
+        memory_bytes=None if peak is None else peak.device,
         queued_at=None if index else func.now(),
     )
-
-
-def _check_model(config: DistillationConfig, facts: ModelFacts) -> list[FieldProblem]:
-    problems = []
-    layer, context_length = config.activations.layer, config.data.context_length
-    if facts.n_layers is not None and layer >= facts.n_layers:
-        rule = f"{facts.name} has {facts.n_layers} layers: at most {facts.n_layers - 1}"
-        problems.append(FieldProblem("activations.layer", layer, rule, "layer_out_of_range"))
-    if facts.n_positions is not None and context_length > facts.n_positions:
-        rule = f"{facts.name} reads at most {facts.n_positions} tokens at once"
-        problems.append(FieldProblem("data.context_length", context_length, rule, "context_too_long"))
-    return problems
-
-
-def _check_tokens(config: DistillationConfig) -> list[FieldProblem]:
-    n_tokens, batch_tokens = config.training.n_tokens, config.training.batch_tokens
-    if n_tokens is None or n_tokens >= batch_tokens:
-        return []
-    rule = f"must be at least one batch: training.batch_tokens = {batch_tokens}"
-    return [FieldProblem("training.n_tokens", shown(n_tokens), rule)]

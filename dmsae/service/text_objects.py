@@ -6,8 +6,9 @@ they changed.
 
 import time
 from collections.abc import Sequence
+from typing import TypeVar
 
-from dmsae.config import DistillationConfig
+from dmsae.config import CycleConfig
 from dmsae.errors import FieldProblem, InvalidConfig, NotFound, Unavailable
 from dmsae.service.objects import ObjectFacts, ObjectStore
 from dmsae.service.requests import MOST_PROBLEMS, shown
@@ -17,10 +18,10 @@ from dmsae.sources import ObjectText, StoredObject
 TIMEOUT_S = 20.0
 """For all objects of one request together."""
 
+Config = TypeVar("Config", bound=CycleConfig)
 
-def pin_objects(
-    config: DistillationConfig, store: ObjectStore, *, prefixes: Sequence[str]
-) -> DistillationConfig:
+
+def pin_objects(config: Config, store: ObjectStore, *, prefixes: Sequence[str]) -> Config:
     """Give the config with size and etag of every object of its text; without such a text, as it is.
 
     Raises:
@@ -38,7 +39,7 @@ def pin_objects(
     return config.model_copy(update={"data": data})
 
 
-def object_keys(config: DistillationConfig) -> list[str]:
+def object_keys(config: CycleConfig) -> list[str]:
     """Give the keys of all objects that a config names."""
     text = config.data.text
     return [named.key for named in text.objects] if isinstance(text, ObjectText) else []

@@ -66,11 +66,6 @@ def test_a_refused_submission_names_field_value_and_rule_and_stores_nothing(api:
     assert api.get("/jobs").json()["items"] == []
 
 
-def test_what_comes_later_is_refused_as_not_yet_supported(api: httpx.Client) -> None:
-    body = {"chains": 2}
-    assert api.post("/distillations", json={**DEMO, **body}).json()["code"] == "not_yet_supported"
-
-
 def test_a_list_is_filtered_and_read_in_pages_without_gaps(api: httpx.Client) -> None:
     ids = [submit(api, name=f"100% job_{i}", tags=[f"t{i % 2}"])["id"] for i in range(5)]
     seen: list[str] = []

@@ -7,18 +7,20 @@ from sqlalchemy.orm import Session
 from dmsae.config import DistillationConfig
 from dmsae.service import keys
 from dmsae.service.database import Database
+from dmsae.service.planning import plan_distillations
 from dmsae.service.progress import JobView
 from dmsae.service.requests import DistillationRequest
-from dmsae.service.submitting import resolve, submit
+from dmsae.service.submitting import submit
 from dmsae.service.tables import Cycle, Job
 from tests.planting import event_kinds
 
 
 def submitted(database: Database, **fields: object) -> JobView:
     request = DistillationRequest.model_validate({"preset": "demo", **fields})
-    config, _ = resolve(request, allowed_roots=())
+    plans = plan_distillations(request, allowed_roots=())
     owner = database.run(lambda session: keys.ensure_owner(session, "ada"))
-    return database.run(lambda session: submit(session, owner.id, request=request, config=config))
+    (view,) = database.run(lambda session: submit(session, owner.id, request=request, plans=plans))
+    return view
 
 
 def test_a_submission_stores_a_job_its_cycles_and_one_event(database: Database) -> None:
@@ -52,10 +54,10 @@ def test_a_submission_that_breaks_off_leaves_nothing_and_wakes_nobody(
     database: Database, wake_ups: list[str]
 ) -> None:
     request = DistillationRequest(preset="demo")
-    config, _ = resolve(request, allowed_roots=())
+    plans = plan_distillations(request, allowed_roots=())
 
     def broken(session: Session) -> None:
-        submit(session, keys.ensure_owner(session, "ada").id, request=request, config=config)
+        submit(session, keys.ensure_owner(session, "ada").id, request=request, plans=plans)
         raise RuntimeError
 
     with pytest.raises(RuntimeError):

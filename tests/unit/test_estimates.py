@@ -1,6 +1,7 @@
 """What a dry run says beforehand is what a cycle then takes, and where it is not known that is said."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from pydoc_data.topics import topics
 from typing import Any
@@ -15,8 +16,8 @@ from dmsae.service import estimates
 from dmsae.service.gpu_time import estimate_gpu_time
 from dmsae.service.known_models import KNOWN, ModelFacts, facts_from, find_facts
 from dmsae.service.memory import peak_memory
+from dmsae.service.planning import Plan, plan_distillations
 from dmsae.service.requests import DistillationRequest
-from dmsae.service.submitting import resolve
 
 SHAPE = {"num_hidden_layers": 3, "hidden_size": 48, "intermediate_size": 80, "num_attention_heads": 4}
 GROUPED = {**SHAPE, "num_key_value_heads": 2}
@@ -66,8 +67,8 @@ def test_of_an_unknown_family_sizes_are_read_and_nothing_is_counted() -> None:
     facts = facts_from("new", {"model_type": "brand_new", **SHAPE, "vocab_size": 9})
     assert (facts.n_layers, facts.d_model, facts.n_vocab) == (3, 48, 9)
     assert (facts.n_parameters, facts.layer, facts.n_positions) == (None, None, None)
-    config, _ = resolve(DistillationRequest(preset="demo"), allowed_roots=())
-    told = estimates.describe(config, facts)
+    (plan,) = plan_distillations(DistillationRequest(preset="demo"), allowed_roots=())
+    told = estimates.describe(replace(plan, facts=facts))
     assert told["memory"]["value"] is None
     assert "once a worker has opened it" in told["memory"]["source"]
 
@@ -107,8 +108,8 @@ def test_the_estimated_peak_is_within_a_fifth_of_the_measured_one(
 
 
 def test_the_dry_run_of_the_gemma_preset_tells_widths_memory_and_gpu_hours() -> None:
-    config, facts = resolve(DistillationRequest(preset="gemma-2-2b-l12"), allowed_roots=())
-    told = estimates.describe(config, facts)
+    (plan,) = plan_distillations(DistillationRequest(preset="gemma-2-2b-l12"), allowed_roots=())
+    told = estimates.describe(plan)
     assert [cycle["n_core"] for cycle in told["cycles"]] == [0, 2048, 4096, 6144, *[8192] * 4]
     assert told["cycles"][0]["prefix_widths"] == [2048, 6144, 14_336, 30_720, 65_536]
     weights, sae_state = 2 * 2_614_341_888, 4 * 4 * 2 * 65_536 * 2304
@@ -120,7 +121,8 @@ def test_the_dry_run_of_the_gemma_preset_tells_widths_memory_and_gpu_hours() -> 
 
 
 def test_gpu_time_is_operations_over_a_rate_and_unknown_without_a_number_of_tokens() -> None:
-    config, facts = resolve(DistillationRequest(preset="gemma-2-2b-l12"), allowed_roots=())
+    (plan,) = plan_distillations(DistillationRequest(preset="gemma-2-2b-l12"), allowed_roots=())
+    config, facts = plan.config, plan.facts
     once = estimate_gpu_time(config, facts)
     assert once is not None
     assert once.sae_flop == 12 * 65_536 * 2304 * 500e6
@@ -128,5 +130,5 @@ def test_gpu_time_is_operations_over_a_rate_and_unknown_without_a_number_of_toke
     assert 1 < once.model_flop / (13 * 2 * 77_856_768 * 500e6) < 2
     unlimited = config.model_copy(update={"training": config.training.model_copy(update={"n_tokens": None})})
     assert estimate_gpu_time(unlimited, facts) is None
-    assert "once a worker has read it" in estimates.describe(unlimited, facts)["gpu_hours"]["source"]
-    assert estimates.describe(config, ModelFacts("unknown"))["gpu_hours"]["value"] is None
+    assert "once a worker has read it" in estimates.describe(Plan(unlimited, facts))["gpu_hours"]["source"]
+    assert estimates.describe(Plan(config, ModelFacts("unknown")))["gpu_hours"]["value"] is None

@@ -10,8 +10,8 @@ from dmsae.config import DistillationConfig
 from dmsae.errors import FieldProblem, InvalidConfig
 from dmsae.presets import PRESETS
 from dmsae.service import estimates
+from dmsae.service.planning import Plan, plan_distillations
 from dmsae.service.requests import DistillationRequest, field_problems, merge_preset, shown
-from dmsae.service.submitting import resolve
 
 LLAMA = """{"num_hidden_layers": 4, "hidden_size": 64, "max_position_embeddings": 256, "vocab_size": 1000,
  "intermediate_size": 128, "num_attention_heads": 4, "tie_word_embeddings": true}"""
@@ -20,10 +20,16 @@ LLAMA = """{"num_hidden_layers": 4, "hidden_size": 64, "max_position_embeddings"
 FILES = {"source": "files", "paths": ["/etc/*.txt"]}
 
 
+def plan_of(**body: Any) -> Plan:
+    """The one job that a body asks for."""
+    (plan,) = plan_distillations(DistillationRequest.model_validate(body), allowed_roots=())
+    return plan
+
+
 def problems_of(body: Any, *, allowed_roots: tuple[Path, ...] = ()) -> list[FieldProblem]:
     """What is refused about a body; none if nothing is."""
     try:
-        resolve(DistillationRequest.model_validate(body), allowed_roots=allowed_roots)
+        plan_distillations(DistillationRequest.model_validate(body), allowed_roots=allowed_roots)
     except ValidationError as error:
         return field_problems(error.errors(include_url=False))
     except InvalidConfig as error:
@@ -37,13 +43,12 @@ def refused(section: str, **settings: Any) -> list[tuple[str, str]]:
 
 
 def test_a_preset_alone_gives_its_settings() -> None:
-    config, _ = resolve(DistillationRequest(preset="demo"), allowed_roots=())
+    config = plan_of(preset="demo").config
     assert config == DistillationConfig.model_validate(PRESETS["demo"])
 
 
 def test_what_is_set_replaces_the_presets_value_and_leaves_its_neighbours() -> None:
-    body = {"preset": "demo", "seed": 5, "sae": {"k": 16}, "training": {"lr": 1}}
-    config, _ = resolve(DistillationRequest.model_validate(body), allowed_roots=())
+    config = plan_of(preset="demo", seed=5, sae={"k": 16}, training={"lr": 1}).config
     assert (config.seed, config.sae.k, config.training.lr) == (5, 16, 1.0)
     assert config.sae.block_widths == PRESETS["demo"]["sae"]["block_widths"]
     assert config.training.batch_tokens == PRESETS["demo"]["training"]["batch_tokens"]
@@ -169,12 +174,12 @@ def test_a_config_that_says_nothing_is_left_to_the_worker(tmp_path: Path, conten
 
 
 def test_later_widths_are_bounds_that_grow_by_one_first_block_until_the_core_is_full() -> None:
-    config, facts = resolve(DistillationRequest(preset="demo"), allowed_roots=())
-    described = estimates.describe(config, facts)
+    plan = plan_of(preset="demo")
+    described = estimates.describe(plan)
     assert [cycle["n_core"] for cycle in described["cycles"]] == [0, 128, 240]
     assert [cycle["is_exact"] for cycle in described["cycles"]] == [True, False, False]
     assert described["cycles"][0]["prefix_widths"] == [128, 256, 512, 768, 1024]
-    assert described["memory"]["value"] > 4 * facts.n_parameters
+    assert described["memory"]["value"] > 4 * plan.facts.n_parameters
     assert described["time"]["value"] is None
 
 

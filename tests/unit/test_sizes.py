@@ -62,7 +62,8 @@ def test_a_cycle_stores_less_than_was_said_and_not_much_less(outs: list[Path]) -
     for cycle_index, out in enumerate(outs):
         spec = json.loads((out / "spec.json").read_text())
         config = DistillationConfig.model_validate(spec["config"])
-        said = sizes.stored_bytes(config, ModelFacts("tiny", d_model=D_MODEL), cycle_index)
+        facts, n_given = ModelFacts("tiny", d_model=D_MODEL), sizes.core_bound(config, cycle_index)
+        said = sizes.stored_bytes(config, facts, cycle_index, n_given=n_given)
         files = [path.stat().st_size for path in out.rglob("*") if path.is_file()]
         assert said is not None
         assert 0 <= said - sum(files) <= 2 * sizes.TEXTS_BYTES
@@ -77,14 +78,14 @@ def test_any_tensors_of_one_type_have_the_size_that_is_computed(tmp_path: Path) 
 
 def test_a_model_of_unknown_width_has_no_size() -> None:
     config = DistillationConfig.model_validate(tiny_config(Path("/model")))
-    assert sizes.stored_bytes(config, ModelFacts("unknown"), 0) is None
+    assert sizes.stored_bytes(config, ModelFacts("unknown"), 0, n_given=0) is None
 
 
 def test_most_of_a_large_cycle_is_its_tensors() -> None:
     config = DistillationConfig.model_validate(
         tiny_config(Path("/model"), sae={"n_latents": 65_536, "k": 320, "block_widths": [2048, 30_720]})
     )
-    said = sizes.stored_bytes(config, ModelFacts("wide", d_model=2304), 0)
+    said = sizes.stored_bytes(config, ModelFacts("wide", d_model=2304), 0, n_given=0)
     assert said is not None
     assert said == pytest.approx(sizes.sae_bytes(2304, 65_536), rel=0.1)
 
