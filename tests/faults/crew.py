@@ -12,8 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+from sqlalchemy import select
 
 from dmsae.service.database import Database
+from dmsae.service.tables import Artifact, Core, CoreLatent, Cycle, Event, Latent
 from tests.planting import job_state, plant_job
 from worker.__main__ import celery_arguments
 
@@ -32,6 +34,9 @@ def wait_for(condition: Callable[[], bool], *, seconds: float, what: str) -> flo
 class Crew:
     """Starts processes, plants jobs with fake trainers, and reads what those noted."""
 
+    app = "tests.faults.fake_worker"
+    """What a worker runs."""
+
     def __init__(self, env: dict[str, str], database: Database, folder: Path) -> None:
         passed_on = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
         self.env = {**passed_on, **env}
@@ -40,8 +45,10 @@ class Crew:
         self.locks = Path(env["DMSAE_LOCK_DIR"])
         self._children: list[subprocess.Popen[bytes]] = []
 
-    def start_worker(self, device: str = "cpu:0", *, queues: str | None = None) -> subprocess.Popen[bytes]:
-        arguments = celery_arguments(device, app="tests.faults.fake_worker")
+    def start_worker(
+        self, device: str = "cpu:0", *, queues: str | None = None, max_runtime_s: float | None = None
+    ) -> subprocess.Popen[bytes]:
+        arguments = celery_arguments(device, app=self.app, max_runtime_s=max_runtime_s)
         if queues is not None:
             arguments[arguments.index("-Q") + 1] = queues
         log = self.folder / f"worker-{device.replace(':', '-')}.log"
@@ -124,6 +131,47 @@ class Crew:
             )
         self._children.append(child)
         return child
+
+
+class RealCrew(Crew):
+    """A crew whose workers run real trainers, on jobs of a tiny model."""
+
+    app = "worker.app"
+
+    def plant_real(self, config: dict[str, Any]) -> str:
+        n_cycles = config["n_cycles"]
+        return self.database.run(lambda s: plant_job(s, "cpu", n_cycles=n_cycles, config=config))
+
+    def weights(self, job_id: str) -> dict[tuple[int, str], str]:
+        """The sha256 of every stored tensor file, by cycle and name."""
+        with self.database.session_scope() as session:
+            rows = session.execute(
+                select(Cycle.index, Artifact.name, Artifact.sha256)
+                .join(Cycle, Cycle.id == Artifact.cycle_id)
+                .where(Cycle.job_id == job_id, Artifact.name.endswith(".safetensors"))
+            )
+            return {(row.index, row.name): row.sha256 for row in rows}
+
+    def lineage(self, job_id: str) -> list[tuple[Any, ...]]:
+        """Every core of a job, latent by latent, without what names the job."""
+        with self.database.session_scope() as session:
+            place = (CoreLatent.core_index, CoreLatent.sae_index, CoreLatent.parent_core_index)
+            figures = (CoreLatent.score, CoreLatent.share, CoreLatent.rank, CoreLatent.decoder_cosine)
+            rows = session.execute(
+                select(Cycle.index, *place, *figures, Latent.origin_cycle, Latent.origin_index)
+                .join(Core, Core.cycle_id == Cycle.id)
+                .join(CoreLatent, CoreLatent.core_id == Core.id)
+                .join(Latent, Latent.id == CoreLatent.latent_id)
+                .where(Cycle.job_id == job_id)
+                .order_by(Cycle.index, CoreLatent.core_index)
+            )
+            return [tuple(row) for row in rows]
+
+    def resumed_steps(self, job_id: str) -> list[int]:
+        """After which steps attempts went on."""
+        with self.database.session_scope() as session:
+            query = select(Event.data["step"]).where(Event.job_id == job_id, Event.kind == "resumed")
+            return [int(step) for step in session.scalars(query.order_by(Event.seq))]
 
 
 def _is_trainer_of(process: psutil.Process, work_dir: str) -> bool:

@@ -1,0 +1,36 @@
+"""A worker that is to end, though nobody sent it a signal: it hands its cycle back in time."""
+
+import socket
+import time
+
+from dmsae.service.workers import drain_workers
+from tests.faults.crew import Crew
+from tests.planting import outcomes
+
+
+def test_a_worker_marked_in_the_database_hands_its_cycle_back_and_ends(crew: Crew) -> None:
+    job_id = crew.plant(n_steps=200, seconds=20.0)
+    worker = crew.start_worker("cpu:0")
+    crew.wait_for_trainer("cpu:0")
+    drained = crew.database.run(lambda s: drain_workers(s, socket.gethostname(), device="cpu:0"))
+    assert len(drained) == 1
+    assert worker.wait(20) == 0
+    with crew.database.session_scope() as session:
+        assert outcomes(session, job_id) == ["handed_back"]
+    other = crew.start_worker("cpu:1")
+    crew.wait_for_trainer("cpu:1")
+    assert other.poll() is None
+    with crew.database.session_scope() as session:
+        assert outcomes(session, job_id) == ["handed_back", None]
+
+
+def test_a_worker_whose_time_is_up_hands_its_cycle_back_before_the_end(crew: Crew) -> None:
+    crew.env["DMSAE_DRAIN_GRACE_S"] = "2"
+    job_id = crew.plant(n_steps=1000, seconds=100.0)
+    begun = time.monotonic()
+    worker = crew.start_worker(max_runtime_s=12.0)
+    crew.wait_for_trainer()
+    assert worker.wait(20) == 0
+    assert time.monotonic() - begun < 14
+    with crew.database.session_scope() as session:
+        assert outcomes(session, job_id) == ["handed_back"]

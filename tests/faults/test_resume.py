@@ -1,0 +1,157 @@
+"""Real cycles, killed at random moments or handed back: the same bits, once, from where they had got to.
+
+`DMSAE_FAULT_KILLS` says how many kills (`make faults`: 200), `DMSAE_FAULT_SEED` which moments.
+"""
+
+import os
+import random
+import signal
+import time
+from typing import Any, NamedTuple
+
+import pytest
+from sqlalchemy import func, select
+
+from dmsae.service.tables import Cycle, MetricPoint
+from tests.faults.crew import RealCrew, wait_for
+from tests.planting import outcomes
+from tests.tiny import tiny_config
+
+N_KILLS = int(os.environ.get("DMSAE_FAULT_KILLS", "3"))
+N_CYCLES = 1 if N_KILLS < 20 else 2
+SEED = int(os.environ.get("DMSAE_FAULT_SEED", "0"))
+DEVICES = ("cpu:0", "cpu:1")
+VICTIMS = ("trainer", "supervisor", "worker")
+LONGEST_S = 6.0
+"""Kills fall anywhere within so long after the one before: a small cycle takes about as long."""
+
+
+def small_config(crew: RealCrew) -> dict[str, Any]:
+    """Give the settings of cycles that train for a second or two each."""
+    training = {"n_tokens": 98_304, "epochs": 3}
+    model = crew.folder / "models" / "tiny"
+    return tiny_config(model, n_cycles=N_CYCLES, training=training)
+
+
+def n_points(crew: RealCrew, job_id: str) -> int:
+    where = Cycle.job_id == job_id
+    query = select(func.count()).select_from(MetricPoint).join(Cycle, Cycle.id == MetricPoint.cycle_id)
+    with crew.database.session_scope() as session:
+        return session.scalars(query.where(where)).one()
+
+
+def assert_steps_told_once(crew: RealCrew, job_id: str) -> None:
+    """No step of an earlier attempt stands behind one of a later attempt."""
+    with crew.database.session_scope() as session:
+        query = select(MetricPoint.fence).join(Cycle, Cycle.id == MetricPoint.cycle_id)
+        query = query.where(Cycle.job_id == job_id).order_by(Cycle.index, MetricPoint.step)
+        fences = session.scalars(query).all()
+    assert fences == sorted(fences)
+
+
+class Killer:
+    """Kills trainers, supervisors and whole workers, and starts again what it killed."""
+
+    def __init__(self, crew: RealCrew) -> None:
+        self._crew, self._random = crew, random.Random(SEED)
+        self._workers = {device: crew.start_worker(device) for device in DEVICES}
+        self.victims: list[str] = []
+
+    @property
+    def n_killed(self) -> int:
+        return len(self.victims)
+
+    def kill(self) -> None:
+        """Wait a random while, then kill somebody who works."""
+        time.sleep(self._random.uniform(0, LONGEST_S))
+        wait_for(lambda: any(map(self._trainer, DEVICES)), seconds=60, what="somebody works")
+        device = self._random.choice([device for device in DEVICES if self._trainer(device)] or DEVICES)
+        victim, worker = VICTIMS[self.n_killed % len(VICTIMS)], self._workers[device]
+        trainer = self._trainer(device)
+        if trainer is None:
+            return
+        if victim == "worker":
+            os.killpg(worker.pid, signal.SIGKILL)
+        elif victim == "supervisor":
+            os.kill(worker.pid, signal.SIGKILL)
+        if victim != "supervisor":
+            os.kill(trainer, signal.SIGKILL)
+        self.victims.append(victim)
+        if victim != "trainer":
+            worker.wait(10)
+            self._workers[device] = self._crew.start_worker(device)
+
+    def _trainer(self, device: str) -> int | None:
+        """Give the pid of the trainer of a device, if it lives."""
+        pid = self._crew.trainer(device)
+        return pid if pid in self._crew.orphans() else None
+
+
+class Never(NamedTuple):
+    """What a job that was never disturbed left."""
+
+    config: dict[str, Any]
+    weights: dict[tuple[int, str], str]
+    lineage: list[tuple[Any, ...]]
+
+
+@pytest.fixture(scope="module")
+def never(real_crew: RealCrew) -> Never:
+    config = small_config(real_crew)
+    worker, job_id = real_crew.start_worker("cpu:0"), real_crew.plant_real(config)
+    real_crew.wait_until(job_id, "succeeded", seconds=90)
+    worker.send_signal(signal.SIGTERM)
+    assert worker.wait(30) == 0
+    return Never(config, real_crew.weights(job_id), real_crew.lineage(job_id))
+
+
+def assert_same(crew: RealCrew, job_id: str, never: Never) -> None:
+    assert len(never.weights) == 3 * N_CYCLES
+    assert crew.weights(job_id) == never.weights
+    assert len(never.lineage) >= N_CYCLES
+    assert crew.lineage(job_id) == never.lineage
+    assert_steps_told_once(crew, job_id)
+
+
+@pytest.mark.slow
+def test_a_worker_told_to_stop_leaves_its_cycle_in_the_middle_to_another(
+    real_crew: RealCrew, never: Never
+) -> None:
+    worker, job_id = real_crew.start_worker("cpu:0"), real_crew.plant_real(never.config)
+    wait_for(lambda: n_points(real_crew, job_id) > 0, seconds=60, what="it trains")
+    worker.send_signal(signal.SIGTERM)
+    assert worker.wait(30) == 0
+    with real_crew.database.session_scope() as session:
+        assert outcomes(session, job_id)[0] == "handed_back"
+    other = real_crew.start_worker("cpu:1")
+    real_crew.wait_until(job_id, "succeeded", seconds=60)
+    assert real_crew.resumed_steps(job_id)[0] > 0
+    assert_same(real_crew, job_id, never)
+    other.send_signal(signal.SIGTERM)
+    assert other.wait(30) == 0
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300 + 40 * N_KILLS)
+def test_jobs_killed_at_random_moments_end_with_the_bits_of_one_that_never_was(
+    real_crew: RealCrew, never: Never
+) -> None:
+    real_crew.start_sweeper()
+    killer, jobs = Killer(real_crew), list[str]()
+    while killer.n_killed < N_KILLS:
+        if all(real_crew.state(job) == "succeeded" for job in jobs):
+            jobs += [real_crew.plant_real(never.config) for _ in DEVICES]
+        killer.kill()
+    for job in jobs:
+        real_crew.wait_until(job, "succeeded", seconds=180)
+
+    for job in jobs:
+        assert_same(real_crew, job, never)
+    with real_crew.database.session_scope() as session:
+        ended = [outcome for job in jobs for outcome in outcomes(session, job)]
+    assert sorted(set(ended)) == ["crashed", "succeeded"]
+    assert ended.count("succeeded") == N_CYCLES * len(jobs)
+    assert 1 <= ended.count("crashed") <= N_KILLS
+    assert len(killer.victims) == N_KILLS
+    if N_KILLS >= 20:
+        assert any(step > 0 for job in jobs for step in real_crew.resumed_steps(job))
