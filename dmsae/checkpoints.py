@@ -89,15 +89,16 @@ class Checkpoints:
         return folder
 
 
-def fingerprint_of(spec: CycleSpec, core_dir: Path | None) -> str:
-    """Name all that decides what a cycle trains: the settings that were given, and the core.
+def fingerprint_of(spec: CycleSpec, *given: Path | None) -> str:
+    """Name all that decides what a cycle trains: the settings, and the folders of what it starts from.
 
     Settings left to their defaults are left out, so that a later version, with more of them, goes on.
     """
     given = json.dumps(spec.model_dump(mode="json", exclude_unset=True), sort_keys=True)
     digest = hashlib.sha256(given.encode())
-    for file in sorted(core_dir.glob("*.json")) if core_dir is not None else ():
-        digest.update(file.read_bytes())  # it holds the hash of its tensors
+    for folder in given:
+        for file in sorted(folder.rglob("*.json")) if folder is not None else ():
+            digest.update(file.read_bytes())  # a core's holds the hash of its tensors
     return digest.hexdigest()
 
 

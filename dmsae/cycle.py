@@ -104,7 +104,10 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m dmsae.cycle", description="Run one cycle.")
     parser.add_argument("spec", type=Path, metavar="SPEC.json", help="a dmsae.config.CycleSpec")
     parser.add_argument("out", type=Path, metavar="OUT", help="folder to write; absent or empty")
-    parser.add_argument("--core", type=Path, help="core/ folder of the cycle before; absent for cycle 0")
+    parser.add_argument(
+        "--core", type=Path, help="core/ folder of the cycle before; absent for cycle 0 and a training"
+    )
+    parser.add_argument("--sources", type=Path, help="folder with what the cycles stored that SPEC names")
     parser.add_argument("--cache", type=Path, default=default_cache(), help="where converted models are kept")
     parser.add_argument(
         "--activation-cache-bytes",
@@ -151,6 +154,7 @@ def _run(arguments: argparse.Namespace, report: LineReport, is_asked: threading.
     places = Places(
         cache_dir=arguments.cache,
         core_dir=arguments.core,
+        sources_dir=arguments.sources,
         inputs_dir=arguments.inputs,
         allowed_roots=arguments.allowed_root,
         activation_cache_bytes=arguments.activation_cache_bytes,

@@ -7,6 +7,7 @@ from statistics import median
 from typing import Any
 
 from dmsae.checkpoints import Checkpoint, CheckpointRefused, hardware_of
+from dmsae.cores import WEAK_CONTROL_ABOVE
 from dmsae.cycle_inputs import CycleRun, Harvest
 from dmsae.identity import IDENTITY_LOST_BELOW, is_identity_lost, median_jaccard
 from dmsae.metrics import Evaluation
@@ -94,6 +95,20 @@ def tell_over_budget(run: CycleRun, calibration: Calibration) -> None:
         f"have {l0_core + l0_others:.2f}, not {sae.k}. Raise sae.k, lower selection.max_core, or set "
         "sae.core_sparsity to batch_topk.",
         {"l0_core": l0_core, "k": sae.k, "k_min": sparsity.k_min, "noncore_budget": l0_others},
+    )
+
+
+def tell_given(run: CycleRun) -> None:
+    """Say where a control is too much like the core that it is compared with."""
+    given = run.given
+    if given is None or not given.is_weak_control or given.overlap is None:
+        return
+    run.report.event(
+        "weak_control",
+        f"{given.overlap:.0%} of the {given.core.n_core} latents of this {given.kind} core are in the core "
+        f"that it is compared with, above {WEAK_CONTROL_ABOVE:.0%}: it is a weak control, and a small "
+        "difference between the two says little.",
+        {"kind": given.kind, "overlap": given.overlap, "bound": WEAK_CONTROL_ABOVE},
     )
 
 

@@ -16,19 +16,25 @@ from torch import Tensor
 from dmsae.activation_cache import ActivationCache
 from dmsae.activations import ContextBatch, Dropped, Harvester, Scale, collect
 from dmsae.checkpoints import Checkpoint
-from dmsae.config import ACTIVATION_CACHE_BYTES, SPLIT_SALT, CycleConfig, CycleSpec
+from dmsae.config import (
+    ACTIVATION_CACHE_BYTES,
+    SPLIT_SALT,
+    CycleConfig,
+    CycleSpec,
+)
 from dmsae.contexts import Contexts, TokenisedText
+from dmsae.core_inputs import read_core, read_given, require_scale
+from dmsae.cores import GivenCore
 from dmsae.cycle_text import MARGIN, OpenText, open_text, read_text, tell_skipped, telling_counts
 from dmsae.documents import Part
 from dmsae.errors import CycleFailed
-from dmsae.formats import load_core
 from dmsae.hooks import HookPoint, resolve_hook, run_upper
 from dmsae.kept_activations import KeptBatches, keep_batches, keep_windows
 from dmsae.models import LoadedModel, check_fit, load_model
 from dmsae.pace import HarvestPace, measure_token_s
 from dmsae.randomness import derived_seed
 from dmsae.reporting import OnceReport, Report
-from dmsae.sae import Core, Provenance
+from dmsae.sae import Core, Provenance, require_fit
 from dmsae.splicing import RunUpper, take_kept
 from dmsae.stored_activations import StoredText
 from dmsae.survey import Survey, survey
@@ -45,6 +51,8 @@ class Places:
     cache_dir: Path
     core_dir: Path | None = None
     """The `core/` folder of the cycle before; none in cycle 0."""
+    sources_dir: Path | None = None
+    """What the finished cycles stored that a training's core or a match names, a folder each."""
     inputs_dir: Path | None = None
     """Folder with the stored objects that the text names."""
     allowed_roots: Sequence[Path] | None = None
@@ -63,12 +71,14 @@ class CycleRun:
     loaded: LoadedModel
     hook: HookPoint
     core: Core | None
-    """The core that this cycle starts from; none in cycle 0."""
+    """The core that this cycle starts from; none in cycle 0 of a distillation."""
     report: OnceReport
     places: Places
     text: OpenText
     resumed: Checkpoint | None = None
     """Where an earlier attempt at this cycle left off; none where it begins."""
+    given: GivenCore | None = None
+    """How the core of a training came about."""
 
     @property
     def cache_dir(self) -> Path:
@@ -82,8 +92,13 @@ class CycleRun:
         return ActivationCache(root, max_bytes=max_bytes)
 
     @property
+    def previous(self) -> Core | None:
+        """The core as it was in the SAE that it was taken from; none where it was in none before."""
+        return self.core if self.given is None or self.given.has_rows else None
+
+    @property
     def config(self) -> CycleConfig:
-        """The settings of the distillation."""
+        """The settings of the job."""
         return self.spec.config
 
     @property
@@ -160,7 +175,8 @@ def open_run(
     Raises: CycleFailed.
     """
     config, cache_dir = spec.config, places.cache_dir
-    core = read_core(spec, places.core_dir)
+    given = read_given(spec, core_dir=places.core_dir, sources_dir=places.sources_dir)
+    core = read_core(spec, places.core_dir) if given is None else given.core
     text = open_text(
         config.data, inputs_dir=places.inputs_dir, allowed_roots=places.allowed_roots, cache_dir=cache_dir
     )
@@ -169,7 +185,7 @@ def open_run(
     check_fit(loaded, layer=config.activations.layer, context_length=config.data.context_length)
     hook = resolve_hook(loaded, layer=config.activations.layer, hook=config.activations.hook)
     once = OnceReport(report, () if resumed is None else resumed.notes["told"])
-    run = CycleRun(spec, loaded, hook, core, once, places, text, resumed)
+    run = CycleRun(spec, loaded, hook, core, once, places, text, resumed, given)
     check_run(run)
     return run
 
@@ -190,27 +206,16 @@ def open_device(config: CycleConfig) -> torch.device:
     return torch.device("cuda:0")
 
 
-def read_core(spec: CycleSpec, core_dir: Path | None) -> Core | None:
-    """Read the core that this cycle starts from.
-
-    Raises: CycleFailed with `core_mismatch`.
-    """
-    if (core_dir is None) != (spec.cycle_index == 0):
-        rule = "cycle 0 starts from no core" if core_dir else "a later cycle starts from the core before it"
-        raise CycleFailed(
-            "core_mismatch", f"cycle_index = {spec.cycle_index}, core = {core_dir}: {rule}.", param="core"
-        )
-    return None if core_dir is None else load_core(core_dir)
-
-
 def check_run(run: CycleRun) -> None:
-    """Refuse a core that is of other activations, and say what model runs and where it is cut.
+    """Refuse a core that does not fit, and say what model runs and where it is cut.
 
-    Raises: CycleFailed with `core_mismatch`.
+    Raises: CycleFailed with `core_mismatch`, `core_too_large` or `core_empty`.
     """
     loaded, hook = run.loaded, run.hook
     if run.core is not None:
         run.core.require_provenance(provenance(run))
+        require_scale(run.config.activations, run.core)
+        require_fit(run.core, run.config.layout, d_model=loaded.d_model)
     facts = loaded.facts()
     run.report.event(
         "model_loaded",
@@ -280,12 +285,13 @@ def harvest_parts(run: CycleRun, tokens: TokenisedText) -> Harvest:
 
 
 def _harvest(run: CycleRun, tokens: TokenisedText) -> Harvest:
-    """Harvest all three parts, at the core's scale or, in cycle 0, at their own."""
+    """Harvest all three parts, at the core's scale, else at the one given, else at their own."""
     config, core = run.config, run.core
     pace = HarvestPace(run.report, n_tokens_total=tokens_to_harvest(run, tokens))
     harvester, contexts = run.harvester(pace.add), tokens.parts
     windows = open_windows(run, tokens, harvester)
-    given = None if core is None else Scale(rms=core.rms, median_norm=core.median_norm)
+    scale = core or config.activations.scale
+    given = None if scale is None else Scale(rms=scale.rms, median_norm=scale.median_norm)
     counts: list[Count] = []
     if run.resumed is not None:
         given = given or Scale(**run.resumed.notes["scale"])

@@ -74,6 +74,9 @@ def core_figures(run: CycleRun, results: Results) -> dict[str, Any]:
     is_exempt = run.config.sae.core_sparsity == "exempt"
     return {
         "core_density_given": given_density(run, results.evaluation),
+        "given_kind": None if run.given is None else run.given.kind,
+        "given_overlap": None if run.given is None else run.given.overlap,
+        "is_weak_control": None if run.given is None else run.given.is_weak_control,
         "firing_jaccard_median": jaccard,
         "identity_lost": is_identity_lost(jaccard),
         "noncore_budget": results.trained.noncore_budget if is_exempt else None,
@@ -106,8 +109,13 @@ def save(run: CycleRun, out: Path, results: Results, *, metrics: dict[str, Any])
     (out / "spec.json").write_text(run.spec.model_dump_json(indent=1) + "\n", encoding="utf-8")
     save_sae(out / "sae", sae, rms=scale.rms, facts=sae_facts(run, results.selection))
     save_core(out / "core", core)
-    save_file(results.attribution.to_tensors(), out / "scores.safetensors")
-    _write_json(out / "lineage.json", lineage_record(results.selection, results.evaluation.drift))
+    scores = {**results.attribution.to_tensors(), "density_all": results.evaluation.densities}
+    save_file(scores, out / "scores.safetensors")
+    lineage = lineage_record(results.selection, results.evaluation.drift)
+    if run.given is not None:
+        save_core(out / "given", run.given.core)
+        lineage["given"] = run.given.to_lineage()
+    _write_json(out / "lineage.json", lineage)
     _write_json(out / "metrics.json", metrics)
 
 
@@ -125,6 +133,7 @@ def sae_facts(run: CycleRun, selection: Selection) -> dict[str, Any]:
         "k": run.config.sae.k,
         "core_sparsity": run.config.sae.core_sparsity,
         "noncore_budget": run.config.sae.noncore_budget,
+        "attribution_score": run.config.attribution.score,
         "core_latent_ids": [] if run.core is None else [latent.latent_id for latent in run.core.latents],
         "selected": [[latent.sae_index, latent.latent_id] for latent in selection.core],
         **sae_lens_facts(run),

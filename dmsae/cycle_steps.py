@@ -18,6 +18,7 @@ from dmsae.cycle_events import (
     tell_cache_unavailable,
     tell_dense,
     tell_dropped,
+    tell_given,
     tell_identity_lost,
     tell_over_budget,
     tell_truncated,
@@ -51,6 +52,7 @@ def run_cycle(
     clock.enter("loading")
     resumed = read_checkpoint(spec, places, report)
     run = open_run(spec, places=places, report=report, resumed=resumed)
+    tell_given(run)
     tokens = read_contexts(run)
 
     clock.enter("harvesting")
@@ -70,7 +72,7 @@ def run_cycle(
     ablation = check_scores(run, harvest, sae, attribution)
 
     clock.enter("evaluating")
-    evaluation = evaluate(harvest.evaluation, run.run_upper, sae, rms=scale.rms, previous=run.core)
+    evaluation = evaluate(harvest.evaluation, run.run_upper, sae, rms=scale.rms, previous=run.previous)
     tell_dense(run, evaluation)
     tell_identity_lost(run, selection, evaluation)
     clock.stop()

@@ -25,7 +25,8 @@ def read_checkpoint(spec: CycleSpec, places: Places, report: Report) -> Checkpoi
     if places.resume_dir is None:
         return None
     try:
-        return open_checkpoint(places.resume_dir, fingerprint=fingerprint_of(spec, places.core_dir))
+        fingerprint = fingerprint_of(spec, places.core_dir, places.sources_dir)
+        return open_checkpoint(places.resume_dir, fingerprint=fingerprint)
     except CheckpointRefused as refused:
         tell_refused(report, refused)
         return None
@@ -65,7 +66,7 @@ def write_checkpoint(
         "seconds": clock.so_far(),
         "told": run.report.told,
     }
-    fingerprint = fingerprint_of(run.spec, run.places.core_dir)
+    fingerprint = fingerprint_of(run.spec, run.places.core_dir, run.places.sources_dir)
     try:
         folder = checkpoints.write(trainer.step, trainer.view_state(), notes=notes, fingerprint=fingerprint)
     except OSError as error:

@@ -203,7 +203,7 @@ def init_sae(
     """
     n_core = core.n_core if core is not None else 0
     if core is not None:
-        _require_fit(core, config, d_model=d_model)
+        require_fit(core, config, d_model=d_model)
     W_dec = _random_unit_rows(config.n_latents - n_core, d_model, generator=generator)
     W_enc = W_dec.T
     if core is not None:
@@ -237,7 +237,11 @@ def _unit_columns(W_enc: Float[Tensor, "d_model n_core"]) -> Float[Tensor, "d_mo
     return W_enc / torch.where((norms - 1).abs() <= UNIT_NORM_TOLERANCE, 1.0, norms)
 
 
-def _require_fit(core: Core, config: SaeConfig, *, d_model: int) -> None:
+def require_fit(core: Core, config: SaeConfig, *, d_model: int) -> None:
+    """Refuse a core around which no SAE of this shape can be built.
+
+    Raises: CycleFailed with core_empty, core_too_large or core_mismatch.
+    """
     if core.n_core == 0:
         raise CycleFailed("core_empty", "core = 0 latents: a core must hold at least one", param="core")
     if core.W_enc.shape[0] != d_model:

@@ -41,7 +41,7 @@ def stored_bytes(config: Config, facts: ModelFacts, cycle_index: int, *, n_given
             _given_bytes(facts.d_model, n_given) if stores_given else 0,
             sae_bytes(facts.d_model, config.sae.n_latents),
             core_bytes(facts.d_model, n_selected),
-            scores_bytes(n_candidates),
+            scores_bytes(n_candidates, config.sae.n_latents),
             _identities_bytes(config, n_given=n_given, n_selected=n_selected),
             2 * len(spec.encode()),
             TEXTS_BYTES,
@@ -70,12 +70,13 @@ def core_bytes(d_model: int, n_core: int) -> int:
     return sae_bytes(d_model, n_core)
 
 
-def scores_bytes(n_candidates: int) -> int:
-    """Give the size of `scores.safetensors`: the density, and of each score value, error and two halves."""
+def scores_bytes(n_candidates: int, n_latents: int) -> int:
+    """Give the size of `scores.safetensors`: densities, and of each score value, error and two halves."""
     scores = ("absolute", "energy", "quantile", "signed")
     kinds = ("score", "score_half0", "score_half1", "score_se")
-    names = ["density", *sorted(f"{kind}_{score}" for kind in kinds for score in scores)]
-    return tensors_bytes(dict.fromkeys(names, (n_candidates,)), "F64")
+    names = sorted(f"{kind}_{score}" for kind in kinds for score in scores)
+    densities = {"density": (n_candidates,), "density_all": (n_latents,)}
+    return tensors_bytes({**densities, **dict.fromkeys(names, (n_candidates,))}, "F64")
 
 
 def tensors_bytes(shapes: Mapping[str, Sequence[int]], dtype: str) -> int:

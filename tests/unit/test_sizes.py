@@ -54,7 +54,7 @@ def test_the_sizes_of_all_tensor_files_are_exact(outs: list[Path]) -> None:
         assert found == {
             "sae_weights.safetensors": sizes.sae_bytes(D_MODEL, n_latents),
             "core.safetensors": sizes.core_bytes(D_MODEL, lineage["n_core"]),
-            "scores.safetensors": sizes.scores_bytes(lineage["n_candidates"]),
+            "scores.safetensors": sizes.scores_bytes(lineage["n_candidates"], n_latents),
         }
 
 
