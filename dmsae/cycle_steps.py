@@ -13,6 +13,7 @@ from dmsae.ablation import measure_ablations, sample_latents
 from dmsae.agreement import AblationCheck, compare
 from dmsae.attribution import Attribution, Replacement, attribute
 from dmsae.checkpoints import Checkpoints
+from dmsae.compiling import begin_compiling
 from dmsae.config import CycleSpec
 from dmsae.cycle_events import (
     tell_cache_unavailable,
@@ -50,6 +51,7 @@ def run_cycle(
     torch.use_deterministic_algorithms(True)
 
     clock.enter("loading")
+    begin_compiling(spec.config)
     resumed = read_checkpoint(spec, places, report)
     run = open_run(spec, places=places, report=report, resumed=resumed)
     tell_given(run)

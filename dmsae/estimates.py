@@ -112,7 +112,9 @@ class Estimator:
         out = (int8_rows, *measured)
 
         def quantise(start: int, stop: int) -> None:
-            sparse_kernels.quantise_rows(array, column_scales, start, stop, out)
+            room = np.empty(array.shape[1], np.float32)
+            into = (*out, room, room.view(np.int32))
+            sparse_kernels.quantise_rows(array, column_scales, start, stop, into)
 
         self._workers.run(quantise, len(array))
         return torch.from_numpy(int8_rows), measured
@@ -123,12 +125,17 @@ def n_together(n_tokens: int, n_latents: int) -> int:
     return min(n_latents, max(1, MOST_ESTIMATES // n_tokens))
 
 
-def has_fast_int8(d_model: int) -> bool:
-    """Tell whether products of int8 are fast here, by the processor's instructions, and exact, by a trial.
+def has_int8_instructions() -> bool:
+    """Tell whether this processor has instructions for products of int8.
 
-    Without those instructions sums of two products may be cut off at 16 bits.
+    Without them sums of two products may be cut off at 16 bits.
     """
-    if d_model not in INT8_WIDTHS or not torch.cpu._is_vnni_supported():
+    return bool(torch.cpu._is_vnni_supported())
+
+
+def has_fast_int8(d_model: int) -> bool:
+    """Tell whether products of int8 are fast here, by those instructions, and exact, by a trial."""
+    if d_model not in INT8_WIDTHS or not has_int8_instructions():
         return False
     extremes = torch.full((32, d_model), 127, dtype=torch.int8)
     extremes[::2] = -127

@@ -106,7 +106,8 @@ class _Search:
     def __init__(self, x: Tensor, rows: Tensor, bias: Tensor, *, estimates: Estimates, budget: int) -> None:
         self._x, self._rows, self._bias = x.numpy(), rows.numpy(), bias.numpy()
         self._estimates, self._bounds, self._budget = estimates, estimates.bounds(), budget
-        self._block = min(len(rows), max(sparse_kernels.LANES, BLOCK_BYTES // (4 * x.shape[1])))
+        n_latents = min(len(rows), max(1, BLOCK_BYTES // (4 * x.shape[1])))
+        self._block = len(sparse_kernels.room_to_find(n_latents)[0])
         self._floor = np.float32(0)
 
     def run(self, floor: np.float32, workers: RowWorkers) -> Found:
@@ -131,12 +132,12 @@ class _Search:
 
     def _search(self, tokens: slice, latents: slice, estimated: NDArray[Any], *, room: "_Room") -> None:
         of_tokens = (estimated[tokens], self._bounds[tokens], self._x[tokens])
-        n_latents, at = latents.stop - latents.start, (0, 0)
+        n_latents, at, marks = latents.stop - latents.start, (0, 0), sparse_kernels.room_to_find(self._block)
         while at[0] < n_latents:
             floor = self._floor
             needed, norms = self._estimates.needed(floor, latents)
             of_latents = (self._rows[latents], self._bias[latents], needed, norms)
-            n_new, at = sparse_kernels.find_above(of_tokens, of_latents, floor, self._block, at, room.free())
+            n_new, at = sparse_kernels.find_above(of_tokens, of_latents, floor, at, marks, room.free())
             room.add(n_new, first_token=tokens.start, first_latent=latents.start)
             if at[0] < n_latents:
                 self._floor = max(self._floor, room.clear(self._budget))

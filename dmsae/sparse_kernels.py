@@ -1,4 +1,7 @@
-"""The inner loops of the sparse step, compiled at first use by numba: LLVM in a wheel, no compiler needed.
+"""The inner loops of the sparse step, compiled by numba: LLVM in a wheel, no compiler needed.
+
+Compiled at first use, or ahead of it (`compiling.py`), in every process anew: numba would keep what it
+compiled as a pickle. To compile fast, loops neither make arrays nor assign to slices of them.
 
 Most work on rows `start` to `stop` of their outputs, so that threads share them, and compute a row the same
 way whatever the others are: how rows are shared decides no bit. What the loops are for is told by their
@@ -22,18 +25,14 @@ LANES = 8
 
 
 def _compiled(function: _Function) -> _Function:
-    """Compile at first use, without the interpreter's lock, kept on disk where there is a place for it.
+    """Compile when called, to run without the interpreter's lock.
 
     Sums may be reordered, NaN and infinity stay what they are.
     """
-    options: dict[str, Any] = {
-        "nogil": True, "error_model": "numpy", "fastmath": {"reassoc", "contract", "nsz"}
-    }  # fmt: skip
-    compile_: Any = numba.njit
-    try:
-        compiled: _Function = compile_(cache=True, **options)(function)
-    except RuntimeError:  # no folder to keep it in: every process compiles for itself
-        compiled = compile_(**options)(function)
+    compile_: Any = numba.njit(
+        nogil=True, error_model="numpy", fastmath={"reassoc", "contract", "nsz"}, no_cfunc_wrapper=True
+    )
+    compiled: _Function = compile_(function)
     return compiled
 
 
@@ -71,12 +70,11 @@ def quantise_rows(rows: Array, column_scales: Array, start: int, stop: int, out:
     """Round `rows * column_scales` to int8 times one scale a row, and measure what that takes away.
 
     A row too small to be divided by becomes 0. Shapes: out: int8 rows, their scales, the norms of the scaled
-    rows and those of the difference, both as float32 sums give them.
+    rows and those of the difference, both as float32 sums give them; then room for a row, and the same room
+    seen as int32.
     """
-    int8_rows, scales, norms, error_norms = out
+    int8_rows, scales, norms, error_norms, scaled, bits = out
     d_model = rows.shape[1]
-    scaled = np.empty(d_model, np.float32)
-    bits = scaled.view(np.int32)
     for r in range(start, stop):
         row, int8_row = rows[r], int8_rows[r]
         square, missed, largest_bits = np.float32(0), np.float32(0), np.int32(0)
@@ -116,32 +114,38 @@ def _list_marked(words: Array, marks: Array, listed: Array) -> int:
     return n_listed
 
 
+def room_to_find(n_latents: int) -> tuple[Array, ...]:
+    """Make room for `find_above` to look at blocks of `n_latents`, or of a few more."""
+    marks = np.zeros(-(-n_latents // LANES) * LANES, np.uint8)
+    return marks, marks.view(np.uint64), np.empty(len(marks) + LANES, np.int64)
+
+
 @_compiled
 def find_above(
-    of_tokens: tuple[Array, ...], of_latents: tuple[Array, ...], floor: Any, block: int, at: tuple[int, int],
-    found: tuple[Array, ...],
+    of_tokens: tuple[Array, ...], of_latents: tuple[Array, ...], floor: Any, at: tuple[int, int],
+    room: tuple[Array, ...], found: tuple[Array, ...],
 ) -> tuple[int, tuple[int, int]]:  # fmt: skip
     """Find the exact values, dot product plus bias, that are positive and at or above `floor`.
 
     Computes one only where its estimate is not below needed * bounds[0] - norms * bounds[1] - bounds[2]. Goes
-    on from row and token `at`, over blocks of `block` latents, over all tokens within a block, over latents
-    within a token: so a block's rows stay in the cache. Stops where `found` might not hold the next token's.
+    on from row and token `at`, over blocks of latents, over all tokens within a block, over latents within a
+    token: so a block's rows stay in the cache. Stops where `found` might not hold the next token's.
 
     Shapes: of_tokens: estimates (batch, n_latents), bounds (batch, 3), x; of_latents: rows, bias, needed and
-    norms (n_latents); found: tokens, latents and values to be written.
+    norms (n_latents); room: as `room_to_find` gives for a block; found: tokens, latents and values to be
+    written.
     Returns: how many were found, and where to go on.
     """
     estimates, bounds, x = of_tokens
     rows, bias, needed, norms = of_latents
     tokens, latents, values = found
+    marks, words, listed = room
     row, token = at
-    n_latents, n_found = rows.shape[0], 0
-    n_marks = (block + LANES - 1) // LANES * LANES
-    marks, listed = np.zeros(n_marks, np.uint8), np.empty(n_marks + LANES, np.int64)
-    words = marks.view(np.uint64)
+    n_latents, n_found, block = rows.shape[0], 0, len(marks)
     while row < n_latents:
         end = min(row + block, n_latents)
-        marks[end - row :] = 0
+        for i in range(end - row, block):
+            marks[i] = 0
         while token < len(x):
             if n_found + block > len(values):
                 return n_found, (row, token)
@@ -157,22 +161,28 @@ def find_above(
     return n_found, (n_latents, 0)
 
 
-@_compiled
 def order_by(keys: Array, n_keys: int) -> tuple[Array, Array]:
     """Sort whole numbers from 0 to n_keys - 1, stably.
 
     Returns: where each key begins (n_keys + 1), and the permutation.
     """
-    starts = np.zeros(n_keys + 1, np.int64)
-    for key in keys:
-        starts[key + 1] += 1
-    for key in range(n_keys):
+    starts, places = np.zeros(n_keys + 1, np.int64), np.empty(n_keys, np.int64)
+    order = np.empty(len(keys), np.int64)
+    order_keys(keys, starts, places, order)
+    return starts, order
+
+
+@_compiled
+def order_keys(keys: Array, starts: Array, places: Array, order: Array) -> None:
+    """Do what `order_by` gives, in arrays: `starts` all 0, `places` for every key."""
+    for i in range(len(keys)):
+        starts[keys[i] + 1] += 1
+    for key in range(len(places)):
         starts[key + 1] += starts[key]
-    places, order = starts[:n_keys].copy(), np.empty(len(keys), np.int64)
+        places[key] = starts[key]
     for i in range(len(keys)):
         order[places[keys[i]]] = i
         places[keys[i]] += 1
-    return starts, order
 
 
 @_compiled
@@ -198,7 +208,9 @@ def decode_tokens(
                 for i in range(d_model):
                     residual[i] = b_dec[i] - x_row[i]
             else:
-                residual[:] = residuals[g - 1, t]
+                narrower = residuals[g - 1, t]
+                for i in range(d_model):
+                    residual[i] = narrower[i]
             first = at
             while at < starts[t + 1] and latents[at] < widths[g]:
                 at += 1
@@ -241,8 +253,8 @@ def gather_gradients(
         if starts[j] == starts[j + 1] and places[j] < 0:
             continue
         enc, dec, row = d_enc[j], d_dec[j], W_dec[j]
-        enc[:] = 0
-        dec[:] = 0
+        for i in range(len(dec)):
+            enc[i], dec[i] = 0, 0
         if j >= n_frozen:
             _add_rows(enc, x, tokens, d_acts, starts[j], starts[j + 1])
         _add_rows(dec, residuals[g], tokens, acts, starts[j], starts[j + 1])

@@ -56,13 +56,14 @@ def room() -> Arrays:
         "d_dec": ((N_LATENTS, D_MODEL), np.float32), "d_bias": ((N_LATENTS,), np.float32),
         "squares_enc": ((N_LATENTS,), np.float32), "squares_dec": ((N_LATENTS,), np.float32),
         "found_tokens": ((7000,), np.int64), "found_latents": ((7000,), np.int64),
-        "found": ((7000,), np.float32),
+        "found": ((7000,), np.float32), "scaled": ((D_MODEL,), np.float32),
     }  # fmt: skip
     return {name: np.zeros(shape, dtype) for name, (shape, dtype) in shapes.items()}
 
 
 def quantise(a: Arrays) -> None:
-    out = (a["int8"], a["scales"], a["row_norms"], a["error_norms"])
+    scaled = a["scaled"]
+    out = (a["int8"], a["scales"], a["row_norms"], a["error_norms"], scaled, scaled.view(np.int32))
     sparse_kernels.quantise_rows(a["W_enc"], a["ones"], 0, N_LATENTS, out)
 
 
@@ -70,7 +71,8 @@ def find(a: Arrays) -> None:
     of_tokens = (a["estimates"], a["bounds"], a["x"])
     of_latents = (a["W_enc"], a["b_enc"], a["needed"], a["norms"])
     found = (a["found_tokens"], a["found_latents"], a["found"])
-    sparse_kernels.find_above(of_tokens, of_latents, np.float32(0.1), 16, (0, 0), found)
+    marks = sparse_kernels.room_to_find(16)
+    sparse_kernels.find_above(of_tokens, of_latents, np.float32(0.1), (0, 0), marks, found)
 
 
 def decode(a: Arrays) -> None:
