@@ -34,8 +34,11 @@ def dead_latent_loss(
     W_dec: Float[Tensor, "n_latents d_model"],
     *,
     is_dead: Bool[Tensor, " n_latents"],
+    scale: Float[Tensor, ""] | None = None,
 ) -> Float[Tensor, ""]:
     """Give the share of the residual's variance that the dead latents leave unexplained.
+
+    `scale` is that variance where `residual` is only a part of what it is taken over.
 
     The top min(d_model/2, n_dead) dead latents of each token, by pre-activation before ReLU, reconstruct the
     detached residual without bias. 0 where none is dead or the residual does not vary (as where it is 0).
@@ -44,7 +47,7 @@ def dead_latent_loss(
     that is negative everywhere would else never get a gradient.
     """
     residual = residual.detach()
-    scale = variance(residual)
+    scale = variance(residual) if scale is None else scale
     dead = is_dead.nonzero().squeeze(1)
     if len(dead) == 0 or scale == 0:
         return residual.new_zeros(())

@@ -50,10 +50,7 @@ class PlainStep:
 
     def select(self, x: Float[Tensor, "batch d_model"]) -> Selected:
         """Encode a batch and choose what is active."""
-        W_enc, b_enc, _, b_dec = self._parameters.values()
-        centred = x - b_dec
-        self._x = x
-        self._pre_acts = torch.cat([centred @ self._core_W_enc, centred @ W_enc], dim=1) + b_enc
+        self._x, self._pre_acts = x, self._encode(x)
         self._latent_acts, budget = self._sparsity.sparsify(self._pre_acts)
         return Selected((self._latent_acts > 0).sum(dim=0), budget)
 
@@ -66,9 +63,18 @@ class PlainStep:
 
     def update(self, loss: Float[Tensor, ""], *, lr: float) -> Float[Tensor, ""]:
         """Take a step of Adam down the gradient of `loss`, and bring decoder rows back to unit norm."""
-        self._optimizer.param_groups[0]["lr"] = lr
         self._optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
+        return self._step_down(lr=lr)
+
+    def _encode(self, x: Float[Tensor, "batch d_model"]) -> Float[Tensor, "batch n_latents"]:
+        W_enc, b_enc, _, b_dec = self._parameters.values()
+        centred = x - b_dec
+        return torch.cat([centred @ self._core_W_enc, centred @ W_enc], dim=1) + b_enc
+
+    def _step_down(self, *, lr: float) -> Float[Tensor, ""]:
+        """Take a step of Adam down the gradients at hand; give their norm before clipping."""
+        self._optimizer.param_groups[0]["lr"] = lr
         remove_radial_gradient_(self._parameters["W_dec"])
         norm = torch.nn.utils.clip_grad_norm_(self._parameters.values(), self._clip_norm)
         if norm.isfinite():

@@ -22,6 +22,7 @@ from torch import Tensor
 from dmsae.config import CycleConfig, TrainingConfig
 from dmsae.errors import CycleFailed, DmsaeError
 from dmsae.losses import Losses, total_loss, variance
+from dmsae.micro_step import MicroStep
 from dmsae.plain_step import PlainStep
 from dmsae.randomness import named_generator
 from dmsae.sae import Core, MatryoshkaSae, init_sae
@@ -204,6 +205,16 @@ class Trainer:
             n_threshold_unseen=tokens.n_unseen,
             noncore_budget=self._n_budget / (self.n_steps * self._batch_tokens),
         )
+
+    def split_batches(self, n_parts: int) -> bool:
+        """Take losses and gradients over parts of each batch, in less memory; before the first step only.
+
+        Says whether that can be: a step over the active latents alone has no such matrices.
+        """
+        if not isinstance(self._stepper, PlainStep):
+            return False
+        self._stepper = MicroStep(self._stepper.sae(), self._config, n_parts=n_parts)
+        return True
 
     def sae(self) -> MatryoshkaSae:
         """Copy the SAE as it stands, without a threshold (all 0)."""
