@@ -63,6 +63,8 @@ PROGRESS: dict[str, Any] = {
     "latest": LATEST,
     "time_left_s": 131.5,
     "queue_position": None,
+    "starts_in_s": None,
+    "queue_seen_at": None,
 }
 
 SUMMARY: dict[str, Any] = {

@@ -42,7 +42,12 @@ class ProgressOut(Answer):
     time_left_s: float | None
     """Of the whole job, judged by its cycles so far; null while unknown."""
     queue_position: int | None
-    """How many queued cycles come first, by priority and age; null if none of this job is queued."""
+    """How many queued cycles come first, in the order of claims; null if none of this job is queued, or its
+    place is not known yet."""
+    starts_in_s: float | None
+    """When the queued cycle would begin if nothing else came; null while nothing can be told."""
+    queue_seen_at: datetime | None
+    """When place and start were last worked out."""
 
 
 class JobSummary(Answer):

@@ -9,13 +9,10 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
+from dmsae.commands import jobs, owners, queue
+from dmsae.commands.options import DEFAULT_DATA, Data, Key, Url, api_url, database_url, in_database
 from dmsae.errors import Conflict, DmsaeError, InvalidConfig, NotFound
-
-DEFAULT_DATA = Path(".dmsae")
-DEFAULT_URL = "http://127.0.0.1:8000"
 
 app = typer.Typer(
     help="Train Distilled Matryoshka Sparse Autoencoders, and ask of each latent which cycle it came from.",
@@ -23,25 +20,15 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
-keys_app = typer.Typer(help="API keys of owners.", no_args_is_help=True)
-owners_app = typer.Typer(help="Owners of jobs.", no_args_is_help=True)
-job_app = typer.Typer(help="Jobs, over HTTP.", no_args_is_help=True)
-app.add_typer(keys_app, name="keys")
-app.add_typer(owners_app, name="owners")
-app.add_typer(job_app, name="job")
+app.add_typer(owners.keys_app, name="keys")
+app.add_typer(owners.owners_app, name="owners")
+app.add_typer(jobs.job_app, name="job")
+app.add_typer(queue.queue_app, name="queue")
 
-Data = Annotated[Path, typer.Option("--data", help="Data folder of the local stack.")]
 Port = Annotated[
     int | None, typer.Option("--port", min=1, max=65535, help="Port of the API; default 8000 or a free one.")
 ]
 Workers = Annotated[int, typer.Option("--workers", min=1, max=64, help="Workers: cpu:0, cpu:1, ...")]
-Url = Annotated[
-    str | None, typer.Option("--url", envvar="DMSAE_URL", help="The API; default: the local stack's.")
-]
-Key = Annotated[
-    str | None, typer.Option("--key", envvar="DMSAE_API_KEY", help="API key.", show_default=False)
-]
-JobId = Annotated[str, typer.Argument(help="Id of the job.")]
 
 
 def main() -> None:
@@ -136,7 +123,7 @@ def worker(
     workers.parse_device(device or "cpu:0")
     if drain:
         host = socket.gethostname()
-        drained = _in_database(data, lambda session: workers.drain_workers(session, host, device=device))
+        drained = in_database(data, lambda session: workers.drain_workers(session, host, device=device))
         typer.echo(f"Told to hand back and end: {', '.join(drained) or 'none'}.")
         return
     env = {**daemon.stack_environment(data), "PYTHONPATH": str(paths.find_checkout())}
@@ -150,7 +137,7 @@ def migrate(data: Data = DEFAULT_DATA) -> None:
     """Bring the database up to this code's schema."""
     from dmsae.service import migrating
 
-    migrating.migrate(_database_url(data))
+    migrating.migrate(database_url(data))
     typer.echo("The database is at the newest revision.")
 
 
@@ -201,64 +188,6 @@ def make_bucket() -> None:
     typer.echo(f"The bucket {settings.s3_bucket!r} is there.")
 
 
-@keys_app.command("create")
-def create_key(
-    owner: Annotated[str, typer.Argument(help="Who will submit with it.")],
-    name: Annotated[str, typer.Option(help="What the key is for.")] = "",
-    data: Data = DEFAULT_DATA,
-) -> None:
-    """Make a key and show it, once: only its hash is stored."""
-    from dmsae.service import keys
-
-    key_id, text = _in_database(
-        data, lambda session: (lambda made: (made[0].id, made[1]))(keys.create_key(session, owner, name=name))
-    )
-    typer.echo(f"{key_id}\n{text}")
-
-
-@keys_app.command("list")
-def list_keys(data: Data = DEFAULT_DATA) -> None:
-    """List all keys; the keys themselves are stored nowhere."""
-    from dmsae.service import keys
-
-    table = Table("id", "owner", "name", "created", "expires", "revoked")
-    for key, owner in _in_database(data, keys.list_keys):
-        times = (key.created_at, key.expires_at, key.revoked_at)
-        shown = [time.isoformat(timespec="seconds") if time else "" for time in times]
-        table.add_row(key.id, owner, key.name, *shown)
-    Console().print(table)
-
-
-@keys_app.command("revoke")
-def revoke_key(
-    key_id: Annotated[str, typer.Argument(help="Id of the key, as `list` shows it.")],
-    data: Data = DEFAULT_DATA,
-) -> None:
-    """End a key's validity now."""
-    from dmsae.service import keys
-
-    _in_database(data, lambda session: keys.revoke_key(session, key_id))
-    typer.echo(f"{key_id} is revoked.")
-
-
-@owners_app.command("retention")
-def set_retention(
-    owner: Annotated[str, typer.Argument(help="Whose jobs.")],
-    days: Annotated[
-        str,
-        typer.Argument(
-            help="Days after its end until a job is deleted; none: never; default: the service's."
-        ),
-    ],
-    data: Data = DEFAULT_DATA,
-) -> None:
-    """Say how long an owner's jobs are kept once they have ended."""
-    from dmsae.service import retention
-
-    _in_database(data, lambda session: retention.set_retention(session, owner, retention.read_days(days)))
-    typer.echo(f"Retention of {owner}: {days}.")
-
-
 @app.command()
 def submit(
     settings: Annotated[str, typer.Argument(help="Name of a preset, or a JSON file of settings.")],
@@ -272,37 +201,9 @@ def submit(
 
     is_file = settings.endswith(".json") or Path(settings).is_file()
     body: dict[str, Any] = json.loads(Path(settings).read_text()) if is_file else {"preset": settings}
-    with Client(_url(url, data), key) as client:
+    with Client(api_url(url, data), key) as client:
         answer = client.distillations.create(body, is_dry_run=dry_run)
     typer.echo(json.dumps(answer, indent=2) if dry_run else answer["id"])
-
-
-@job_app.command("show")
-def show_job(job_id: JobId, url: Url = None, key: Key = None, data: Data = DEFAULT_DATA) -> None:
-    """Show a job: state, progress, config."""
-    from dmsae.client.client import Client
-
-    with Client(_url(url, data), key) as client:
-        typer.echo(json.dumps(client.jobs.get(job_id), indent=2))
-
-
-@job_app.command("cancel")
-def cancel_job(job_id: JobId, url: Url = None, key: Key = None, data: Data = DEFAULT_DATA) -> None:
-    """Cancel a job."""
-    from dmsae.client.client import Client
-
-    with Client(_url(url, data), key) as client:
-        typer.echo(client.jobs.cancel(job_id)["state"])
-
-
-@job_app.command("delete")
-def delete_job(job_id: JobId, url: Url = None, key: Key = None, data: Data = DEFAULT_DATA) -> None:
-    """Delete a job that has ended, with all that it stored."""
-    from dmsae.client.client import Client
-
-    with Client(_url(url, data), key) as client:
-        client.jobs.delete(job_id)
-    typer.echo(f"{job_id} is deleted.")
 
 
 @app.command()
@@ -319,37 +220,8 @@ def upload(
 
     if not file.is_file():
         raise NotFound(f"There is no file {str(file)!r}.")
-    with Client(_url(url, data), key) as client:
+    with Client(api_url(url, data), key) as client:
         typer.echo(client.uploads.create(file)["key"])
-
-
-def _in_database(data: Path, use_case: Any) -> Any:
-    from dmsae.service.database import Database
-
-    database = Database(_database_url(data), wake_up=lambda _: None, pool_size=1)
-    try:
-        return database.run(use_case)
-    finally:
-        database.dispose()
-
-
-def _database_url(data: Path) -> str:
-    """Give the real database where one is set, else the running stack's."""
-    if given := os.environ.get("DMSAE_DATABASE_URL"):
-        return given
-    from dmsae.local import daemon
-
-    return daemon.stack_environment(data)["DMSAE_DATABASE_URL"]
-
-
-def _url(given: str | None, data: Path) -> str:
-    """Give the API that was named, else the one that the data folder tells of, else the default."""
-    if given is not None:
-        return given
-    try:
-        return str(json.loads((data / "run.json").read_text())["url"] or DEFAULT_URL)
-    except (OSError, ValueError, KeyError):
-        return DEFAULT_URL
 
 
 def _contents(made: Any) -> str:

@@ -83,6 +83,12 @@ class Forbidden(DmsaeError):
     code = "forbidden"
 
 
+class QuotaExceeded(DmsaeError):
+    """This owner has as much waiting as it may have."""
+
+    code = "quota_exceeded"
+
+
 class Unavailable(DmsaeError):
     """A part that this needs does not answer; try again in a moment."""
 

@@ -1,8 +1,9 @@
 """Puts right what nobody else does: `python -m worker.sweeper`, in any number of replicas, of which one acts.
 
 It closes attempts whose lease it has watched expired for one whole lease of its own uninterrupted contact
-with the database, ends jobs stuck in `cancelling`, sends lost wake-ups again and notes which workers are
-gone. What is to be deleted is the business of `cleaner.py`, which runs beside it.
+with the database, ends jobs stuck in `cancelling`, sends lost wake-ups again, works out who stands where in
+line and notes which workers are gone. What is to be deleted is the business of `cleaner.py`, which runs
+beside it.
 """
 
 import signal
@@ -16,14 +17,17 @@ import structlog
 
 from dmsae.errors import DatabaseRefused, Unavailable
 from dmsae.service.cancelling import find_cancelling, finish_cancelling
+from dmsae.service.claims import QueueRules
 from dmsae.service.database import Database
 from dmsae.service.leadership import Leadership
 from dmsae.service.leases import ExpiredLease, find_expired
 from dmsae.service.logs import configure_logs
 from dmsae.service.objects import ObjectStore
 from dmsae.service.queue import WakeUps, make_celery
+from dmsae.service.queue_snapshots import take_snapshots
 from dmsae.service.recording import RetryPolicy
 from dmsae.service.settings import Settings, load_settings
+from dmsae.service.shares import drop_old_slices
 from dmsae.service.sweeping import classes_waiting, close_expired
 from dmsae.service.workers import mark_gone_workers
 from worker.alive import SWEEPER, note_alive
@@ -32,6 +36,8 @@ from worker.cleaner import Cleaner
 log = structlog.get_logger()
 
 GONE_AFTER_S = 60.0
+LOOKING_SHARE = 0.05
+"""Share of the time that working out the lines may take: a long queue is looked at less often."""
 STOP_S = 10.0
 """How long a step of cleaning may take to its end once all is to stop; it may be cut off anywhere."""
 
@@ -82,6 +88,7 @@ class Sweeper:
         self._database = database
         self._wake_ups = wake_ups
         self._leadership = Leadership(database)
+        self._look_again_at = 0.0
         self._watch = Watch(settings.lease_s, gap_s=max(3 * settings.sweep_s, settings.lease_s / 2))
 
     def sweep(self) -> bool:
@@ -93,6 +100,7 @@ class Sweeper:
             self._close_expired()
             self._finish_cancelling()
             self._wake()
+            self._look_at_the_queue()
             gone_after_s = max(GONE_AFTER_S, 5 * self._settings.idle_wake_s)
             for worker_id in self._database.run(lambda s: mark_gone_workers(s, after_s=gone_after_s)):
                 log.warning("worker_gone", worker=worker_id)
@@ -123,6 +131,15 @@ class Sweeper:
                     attempt=held.attempt_number,
                     outcome=outcome,
                 )
+
+    def _look_at_the_queue(self) -> None:
+        """Work out who stands where in line, for at most a small share of the time."""
+        if time.monotonic() < self._look_again_at:
+            return
+        rules = QueueRules.of(self._settings)
+        took_s = self._database.run(lambda session: take_snapshots(session, rules))
+        self._database.run(drop_old_slices)
+        self._look_again_at = time.monotonic() + took_s / LOOKING_SHARE
 
     def _finish_cancelling(self) -> None:
         for job_id in self._database.run(find_cancelling):

@@ -3,9 +3,10 @@
 import structlog
 
 from dmsae.errors import Unavailable
-from dmsae.service.claims import Claim, claim_cycle
+from dmsae.service.claims import Claim, QueueRules, claim_cycle
 from dmsae.service.workers import is_draining, register_worker, touch_worker
 from worker.device_lock import hold_device
+from worker.held_keys import held_keys, note_key
 from worker.runtime import Runtime
 from worker.supervisor import Supervisor
 
@@ -20,27 +21,48 @@ def run_one_cycle(runtime: Runtime, *, celery_task_id: str | None = None) -> str
             log.info("device_busy", device=runtime.worker.device)
             return None
         claim = _claim(runtime, celery_task_id)
-        return None if claim is None else Supervisor(runtime, claim, lock).run()
+        if claim is None:
+            return None
+        outcome = Supervisor(runtime, claim, lock).run()
+    if outcome == "succeeded" and claim.cache_key is not None:
+        _note_key(runtime, claim.cache_key)
+    return outcome
+
+
+def _note_key(runtime: Runtime, key: str) -> None:
+    try:
+        note_key(runtime.settings, key)
+    except OSError as error:
+        log.warning("cache_key_not_noted", error=error.strerror)
 
 
 def _claim(runtime: Runtime, celery_task_id: str | None) -> Claim | None:
     worker = runtime.worker
     if runtime.draining.is_set():
         return None
+    keys = held_keys(runtime.settings)
+
+    def touch() -> bool:
+        return runtime.database.run(lambda session: touch_worker(session, worker.id, cache_keys=keys))
+
     try:
-        if not runtime.database.run(lambda session: touch_worker(session, worker.id)):
+        if not touch():
             runtime.database.run(lambda session: register_worker(session, worker))
         elif runtime.database.run(lambda session: is_draining(session, worker.id)):
             return None
-        return runtime.database.run(
+        claim = runtime.database.run_alone(
             lambda session: claim_cycle(
                 session,
                 worker_id=worker.id,
                 resource_class=worker.resource_class,
                 lease_s=runtime.settings.lease_s,
                 celery_task_id=celery_task_id,
+                rules=QueueRules.of(runtime.settings),
             )
         )
+        if claim is not None:
+            touch()  # its commit waits for the disk, and so makes the claim before it last
+        return claim
     except Unavailable as error:
         log.warning("claim_failed", error=error.message)
         return None

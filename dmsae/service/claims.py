@@ -7,17 +7,18 @@ cannot be had at once is passed over.
 
 from dataclasses import asdict, dataclass
 from datetime import timedelta
-from typing import Any
+from typing import Any, Self
 
 from sqlalchemy import ColumnElement, Row, and_, func, or_, select, text
 from sqlalchemy.orm import Session
 
 from dmsae.config import SPEC_VERSION
-from dmsae.service.cycle_sources import make_spec, source_files
 from dmsae.service.checkpoints import ResumePoint, newest_checkpoint
+from dmsae.service.cycle_sources import make_spec, source_files
 from dmsae.service.ids import new_id
+from dmsae.service.settings import Settings
 from dmsae.service.states import Held
-from dmsae.service.tables import Artifact, Core, Cycle, Job
+from dmsae.service.tables import Artifact, Attempt, Core, Cycle, Job
 from dmsae.service.workers import ALIVE
 
 CLAIM_LOCK = 0x646D73_01
@@ -46,6 +47,11 @@ class QueueRules:
     high_quota_s: float = 14_400.0
     """Device-seconds of the window that an owner may take at high priority; beyond it, high is normal."""
 
+    @classmethod
+    def of(cls, settings: Settings) -> Self:
+        """Take them from the settings."""
+        return cls(settings.affinity_wait_s, settings.starvation_s, settings.high_quota_s)
+
 
 @dataclass(frozen=True)
 class StoredFile:
@@ -71,6 +77,8 @@ class Claim(Held):
     """Names the activations that it reads."""
     checkpoint: ResumePoint | None = None
     """Where an earlier attempt left off; none where the cycle begins."""
+    n_parts: int = 1
+    """In how many parts batches are computed: more, once an attempt ran out of memory."""
     source_files: tuple[StoredFile, ...] = ()
     """The files of finished cycles that it starts from besides, named `<job>.<cycle index>/<path in OUT>`."""
 
@@ -144,8 +152,16 @@ def _claim_of(session: Session, row: Row[Any], *, attempt_id: str) -> Claim:
         time_limit_s=row.config.get("time_limit_s"),
         cache_key=row.cache_key,
         checkpoint=newest_checkpoint(session, row.cycle_id) if row.attempt_number > 1 else None,
+        n_parts=2 if row.attempt_number > 1 and _ran_out_of_memory(session, row.cycle_id) else 1,
         source_files=tuple(StoredFile(*file) for file in source_files(session, row.cycle_id)),
     )
+
+
+def _ran_out_of_memory(session: Session, cycle_id: str) -> bool:
+    query = select(Attempt.id).where(
+        Attempt.cycle_id == cycle_id, Attempt.error["code"].astext == "out_of_memory"
+    )
+    return session.scalar(query.limit(1)) is not None
 
 
 def _core_files(session: Session, core_id: str | None) -> tuple[StoredFile, ...]:

@@ -9,8 +9,9 @@ from typing import Any
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
-from dmsae.service.tables import FINAL_JOB_STATES, Artifact, Attempt, Cycle, Event, Job, Owner, Worker
-from dmsae.service.workers import ALIVE
+from dmsae.service.queue_snapshots import Place, find_places
+from dmsae.service.tables import FINAL_JOB_STATES, Artifact, Attempt, Cycle, Event, Job, Owner
+from dmsae.service.waiting import Standing, look, say_why
 
 TOLD_BY_TRAINERS = ("model_loaded", "hook_resolved")
 """Events that say what a trainer really uses."""
@@ -31,7 +32,11 @@ class Progress:
     time_left_s: float | None
     """Of the whole job, judged by its cycles so far; null while unknown."""
     queue_position: int | None
-    """How many queued cycles of the same resource class come first, by priority and age."""
+    """How many queued cycles of the same resource class come first, in the order of claims."""
+    starts_in_s: float | None
+    """When the queued cycle would begin if nothing else came; null while nothing can be told."""
+    queue_seen_at: datetime | None
+    """When position and start were worked out."""
 
 
 @dataclass(frozen=True)
@@ -58,11 +63,11 @@ class _Surroundings:
     now: datetime
     cycles: dict[str, list[Any]]
     attempts: dict[str, Any]
-    positions: dict[str, int]
+    places: dict[str, Place]
     owners: dict[str, str]
     stored_bytes: dict[str, int]
     in_use: dict[str, dict[str, Any]]
-    live_classes: set[str]
+    standing: Standing
 
 
 def view_jobs(session: Session, jobs: Sequence[Job]) -> list[JobView]:
@@ -77,8 +82,9 @@ def _surroundings(session: Session, job_ids: list[str]) -> _Surroundings:
     cycles: dict[str, list[Any]] = defaultdict(list)
     columns = (Cycle.id, Cycle.job_id, Cycle.index.label("cycle_index"), Cycle.state, Cycle.resource_class)
     times = (Cycle.not_before, Cycle.started_at, Cycle.finished_at)
+    needs = (Cycle.owner_id, Cycle.memory_bytes, Cycle.cache_key)
     for row in session.execute(
-        select(*columns, *times).where(Cycle.job_id.in_(job_ids)).order_by(Cycle.job_id, Cycle.index)
+        select(*columns, *times, *needs).where(Cycle.job_id.in_(job_ids)).order_by(Cycle.job_id, Cycle.index)
     ):
         cycles[row.job_id].append(row)
     attempts = session.execute(
@@ -98,18 +104,16 @@ def _surroundings(session: Session, job_ids: list[str]) -> _Surroundings:
     stored = session.execute(
         select(Artifact.job_id, size_bytes).where(Artifact.job_id.in_(job_ids)).group_by(Artifact.job_id)
     )
-    live = select(Worker.resource_class).where(
-        Worker.stopped_at.is_(None), Worker.last_seen_at > func.now() - ALIVE
-    )
+    queued = [row.id for rows in cycles.values() for row in rows if row.state == "queued"]
     return _Surroundings(
         now=session.scalars(select(func.now())).one(),
         cycles=cycles,
         attempts={row.cycle_id: row for row in attempts},
-        positions=_queue_positions(session, job_ids),
+        places=find_places(session, queued),
         owners={row.id: row.name for row in owners},
         stored_bytes={row.job_id: int(row.size_bytes) for row in stored},
         in_use=_in_use(session, job_ids),
-        live_classes=set(session.scalars(live.distinct())),
+        standing=look(session),
     )
 
 
@@ -126,23 +130,11 @@ def _in_use(session: Session, job_ids: list[str]) -> dict[str, dict[str, Any]]:
     return in_use
 
 
-def _queue_positions(session: Session, job_ids: list[str]) -> dict[str, int]:
-    order = (Cycle.priority_rank, Cycle.queued_at, Cycle.id)
-    place = func.row_number().over(partition_by=Cycle.resource_class, order_by=order) - 1
-    queued = (
-        select(Cycle.job_id, place.label("place"))
-        .join(Job, Job.id == Cycle.job_id)
-        .where(Cycle.state == "queued", Job.held.is_(False))
-        .subquery()
-    )
-    rows = session.execute(select(queued.c.job_id, queued.c.place).where(queued.c.job_id.in_(job_ids)))
-    return {row.job_id: row.place for row in rows}
-
-
 def _view(job: Job, around: _Surroundings) -> JobView:
     cycles = around.cycles.get(job.id, [])
     current = next((cycle for cycle in cycles if cycle.state in ("running", "queued")), None)
     attempt = around.attempts.get(current.id) if current is not None else None
+    place = around.places.get(current.id) if current is not None else None
     progress = Progress(
         n_cycles=len(cycles),
         n_cycles_done=sum(cycle.state == "succeeded" for cycle in cycles),
@@ -151,9 +143,11 @@ def _view(job: Job, around: _Surroundings) -> JobView:
         phase=attempt.phase if attempt is not None else None,
         latest=attempt.progress if attempt is not None else None,
         time_left_s=_time_left_s(cycles, attempt, around.now),
-        queue_position=around.positions.get(job.id),
+        queue_position=None if place is None else place.position,
+        starts_in_s=None if place is None else place.starts_in_s,
+        queue_seen_at=None if place is None else place.taken_at,
     )
-    reason = _reason(job, current, progress, around)
+    reason = _reason(job, current, place, around)
     return JobView(
         job,
         around.owners[job.id],
@@ -180,19 +174,11 @@ def _time_left_s(cycles: list[Any], attempt: Any, now: datetime) -> float | None
     return float(cycle_left_s + mean_s * sum(cycle.state == "waiting" for cycle in cycles))
 
 
-def _reason(job: Job, current: Any, progress: Progress, around: _Surroundings) -> str | None:
+def _reason(job: Job, current: Any, place: Place | None, around: _Surroundings) -> str | None:
     if job.state in FINAL_JOB_STATES or current is None:
         return job.state_reason
     if job.state == "cancelling":
         return job.state_reason or "It is cancelled once its trainer has stopped."
-    if job.held:
-        return "It is held, and waits until it is released."
     if current.state == "running":
         return job.state_reason
-    if current.not_before is not None and current.not_before > around.now:
-        return f"An attempt failed; the next begins after {current.not_before.isoformat(timespec='seconds')}."
-    if current.resource_class not in around.live_classes:
-        return f"No {current.resource_class} worker is running: start one with `dmsae worker`."
-    n_before = progress.queue_position or 0
-    ahead = f"{n_before} queued cycles come first" if n_before else "it comes next"
-    return f"It waits for a free {current.resource_class} worker; {ahead}."
+    return say_why(current, around.standing, place, is_held=job.held)

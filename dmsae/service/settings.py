@@ -63,6 +63,12 @@ class Settings(BaseSettings):
     """How often an idle worker wakes itself."""
     deaf_after_s: float = Field(60.0, gt=0)
     """An idle worker that hears nothing for so long although the broker answers exits."""
+    affinity_wait_s: float = Field(120.0, ge=0)
+    """How long a queued cycle waits for a worker that holds its activations before any other may take it."""
+    starvation_s: float = Field(86_400.0, gt=0)
+    """A cycle that waited longer goes first, unless its owner has had more than a fair share."""
+    high_quota_s: float = Field(14_400.0, ge=0)
+    """Device-seconds in 24 hours that an owner may take at high priority; beyond it, high is normal."""
     max_attempts: int = Field(3, ge=1)
     """Attempts that broke off after which a cycle fails; counted anew once one has left a checkpoint."""
     max_attempts_in_all: int = Field(100, ge=1)

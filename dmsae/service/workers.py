@@ -1,6 +1,7 @@
 """Who serves which device, and who is still there?"""
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -84,12 +85,13 @@ def register_worker(session: Session, worker: WorkerIdentity) -> None:
     )
 
 
-def touch_worker(session: Session, worker_id: str) -> bool:
-    """Note that a worker is there; false if it never registered."""
+def touch_worker(session: Session, worker_id: str, *, cache_keys: Sequence[str] | None = None) -> bool:
+    """Note that a worker is there, and whose activations it holds if that is said; false if it is unknown."""
+    known = {} if cache_keys is None else {"cache_keys": list(cache_keys)}
     touched = session.execute(
         update(Worker)
         .where(Worker.id == worker_id)
-        .values(last_seen_at=func.now(), stopped_at=None)
+        .values(last_seen_at=func.now(), stopped_at=None, **known)
         .returning(Worker.id)
         .execution_options(synchronize_session=False)
     )

@@ -45,8 +45,8 @@ LANGUAGE sql STABLE AS $$
 $$
 """
 
-CHARGE_OWNER = """
-CREATE FUNCTION charge_owner() RETURNS trigger LANGUAGE plpgsql AS $$
+SETTLE_ATTEMPT = """
+CREATE FUNCTION settle_attempt() RETURNS trigger LANGUAGE plpgsql AS $$
 DECLARE
     v_begin timestamptz := greatest(least(NEW.opened_at, NEW.closed_at - interval '1 second'),
         NEW.closed_at - interval '31 days');
@@ -64,14 +64,24 @@ BEGIN
     ) slices
     ON CONFLICT (owner_id, began_at)
     DO UPDATE SET device_s = u.device_s + excluded.device_s, high_s = u.high_s + excluded.high_s;
+    IF NEW.outcome = 'succeeded' AND NEW.cache_key IS NOT NULL THEN
+        UPDATE workers w SET cache_keys =
+            (array_prepend(NEW.cache_key, array_remove(w.cache_keys, NEW.cache_key)))[1:16]
+        WHERE w.id = NEW.worker_id;
+    END IF;
     RETURN NULL;
 END
 $$
 """
 
-CHARGING = """
-CREATE TRIGGER charge_owner AFTER UPDATE OF outcome ON attempts FOR EACH ROW
-WHEN (OLD.outcome IS NULL AND NEW.outcome IS NOT NULL) EXECUTE FUNCTION charge_owner()
+NOTE_OPEN = """
+UPDATE attempts a SET owner_id = c.owner_id, priority_rank = c.priority_rank, cache_key = c.cache_key
+FROM cycles c WHERE c.id = a.cycle_id AND a.outcome IS NULL
+"""
+
+SETTLING = """
+CREATE TRIGGER settle_attempt AFTER UPDATE OF outcome ON attempts FOR EACH ROW
+WHEN (OLD.outcome IS NULL AND NEW.outcome IS NOT NULL) EXECUTE FUNCTION settle_attempt()
 """
 
 QUEUED = "c.state = 'queued' AND NOT c.held AND c.resource_class = p_resource_class"
@@ -246,15 +256,15 @@ def upgrade() -> None:
     op.drop_index("ix_cycles_claimable", table_name="cycles")
     for name, columns in INDEXES.items():
         op.create_index(name, "cycles", columns, postgresql_where=sa.text(IS_CLAIMABLE))
-    for statement in (OWNER_SHARES, CHARGE_OWNER, CHARGING, CLAIM_CYCLE):
+    for statement in (OWNER_SHARES, SETTLE_ATTEMPT, SETTLING, CLAIM_CYCLE):
         op.execute(statement)
 
 
 def downgrade() -> None:
     for statement in (
         "DROP FUNCTION claim_cycle",
-        "DROP TRIGGER charge_owner ON attempts",
-        "DROP FUNCTION charge_owner",
+        "DROP TRIGGER settle_attempt ON attempts",
+        "DROP FUNCTION settle_attempt",
         "DROP FUNCTION owner_shares",
     ):
         op.execute(statement)
@@ -284,10 +294,7 @@ def _add_columns() -> None:
     op.execute("UPDATE cycles c SET held = true FROM jobs j WHERE j.id = c.job_id AND j.held")
     for name, kind in ATTEMPT_COLUMNS.items():
         op.add_column("attempts", sa.Column(name, kind, nullable=True))
-    op.execute(
-        "UPDATE attempts a"
-        " SET owner_id = c.owner_id, priority_rank = c.priority_rank, cache_key = c.cache_key FROM cycles c WHERE c.id = a.cycle_id AND a.outcome IS NULL"
-    )
+    op.execute(NOTE_OPEN)
     weight = sa.Column("weight", sa.Double(), server_default=sa.text("1"), nullable=False)
     limits = [sa.Column(name, sa.Integer(), nullable=True) for name in ("max_running", "max_queued")]
     for column in (weight, *limits, sa.Column("high_quota_s", sa.Double(), nullable=True)):

@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 
 from dmsae import cli
 from dmsae.client.client import Client
+from dmsae.commands import options
 from dmsae.errors import Conflict, DmsaeError, InvalidConfig, NotFound, Unavailable
 from dmsae.local.demo_progress import describe_numbers, describe_place, done_fraction
 
@@ -93,10 +94,10 @@ def _copy_of_the_project(folder: Path) -> Path:
 
 
 def test_the_url_comes_from_the_data_folder_unless_one_is_named(tmp_path: Path) -> None:
-    assert cli._url(None, tmp_path) == cli.DEFAULT_URL
+    assert options.api_url(None, tmp_path) == options.DEFAULT_URL
     (tmp_path / "run.json").write_text(json.dumps({"url": "http://127.0.0.1:8123"}))
-    assert cli._url(None, tmp_path) == "http://127.0.0.1:8123"
-    assert cli._url("http://lab:80", tmp_path) == "http://lab:80"
+    assert options.api_url(None, tmp_path) == "http://127.0.0.1:8123"
+    assert options.api_url("http://lab:80", tmp_path) == "http://lab:80"
 
 
 def test_down_names_a_folder_that_is_not_there(tmp_path: Path) -> None:
