@@ -89,14 +89,14 @@ class Checkpoints:
         return folder
 
 
-def fingerprint_of(spec: CycleSpec, *given: Path | None) -> str:
+def fingerprint_of(spec: CycleSpec, *folders: Path | None) -> str:
     """Name all that decides what a cycle trains: the settings, and the folders of what it starts from.
 
     Settings left to their defaults are left out, so that a later version, with more of them, goes on.
     """
     given = json.dumps(spec.model_dump(mode="json", exclude_unset=True), sort_keys=True)
     digest = hashlib.sha256(given.encode())
-    for folder in given:
+    for folder in folders:
         for file in sorted(folder.rglob("*.json")) if folder is not None else ():
             digest.update(file.read_bytes())  # a core's holds the hash of its tensors
     return digest.hexdigest()

@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from dmsae.config import DataConfig
-from dmsae.documents import PARTS, Document, Documents, Part, part_of
+from dmsae.documents import PARTS, WHOLE, Chain, Document, Documents, Part
 from dmsae.errors import CycleFailed
 from dmsae.packing import MIN_TOKENS, Cutter, Ids, Row, RowList, make_cutter
 from dmsae.text_rows import Skip
@@ -50,7 +50,7 @@ class TokenisedText:
     n_candidates: Mapping[Part, int]
     """Tokens that are neither padding nor special."""
     n_documents: int
-    """Documents that were read, also those that no part needed any more."""
+    """Documents that were read, also those that no part needed any more; none of other chains."""
     n_rows_skipped: Mapping[str, int]
     """Rows that were read and left out, by reason."""
     is_whole: bool
@@ -106,6 +106,8 @@ class TokenRequest:
     special_ids: tuple[int, ...]
     needs: Mapping[Part, int | None]
     """Tokens that are neither padding nor special; null takes all there are."""
+    chain: Chain = WHOLE
+    """Which training documents are read."""
 
     def writers(self, sinks: Mapping[Part, RowSink]) -> dict[Part, PartWriter]:
         """Make what cuts each part.
@@ -128,7 +130,7 @@ class SplitReader:
     request: TokenRequest
     writers: Mapping[Part, PartWriter]
     n_documents: int = 0
-    """Documents that were read, also those that no part needed any more."""
+    """Documents that were read, also those that no part needed any more; none of other chains."""
     is_whole: bool = False
     """Whether the text ended before every part had enough."""
 
@@ -160,8 +162,10 @@ class SplitReader:
         batch: list[tuple[Part, str]] = []
         n_characters = 0
         for document in documents:
+            part = self.request.chain.part_of(document.digest, self.request.data.split)
+            if part is None:
+                continue
             self.n_documents += 1
-            part = part_of(document.digest, self.request.data.split)
             if self.writers[part].is_full:
                 continue
             batch.append((part, document.text))

@@ -275,7 +275,7 @@ def harvest_parts(run: CycleRun, tokens: TokenisedText) -> Harvest:
     margin = MARGIN
     while True:
         try:
-            with telling_counts(tokens):
+            with telling_counts(tokens, run.config):
                 return _harvest(run, tokens)
         except CycleFailed as failure:
             if failure.failure != "dataset_exhausted" or tokens.is_whole:

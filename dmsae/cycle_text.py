@@ -10,9 +10,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from dmsae.activations import SCALE_TOKENS, Harvester, require_tokens
-from dmsae.config import CycleConfig, DataConfig
+from dmsae.config import CoreTrainingConfig, CycleConfig, DataConfig, DistillationConfig, RunConfig
 from dmsae.contexts import TokenisedText, TokenRequest, check_ids, read_in_memory
-from dmsae.documents import BuiltinDocuments, Documents, Part, open_documents
+from dmsae.documents import WHOLE, BuiltinDocuments, Chain, Documents, Part, open_documents
 from dmsae.errors import CycleFailed
 from dmsae.reporting import Report
 from dmsae.sources import StoredActivations
@@ -45,64 +45,71 @@ def open_text(
 
 
 def read_text(
-    text: OpenText, harvester: Harvester, config: CycleConfig, *, margin: float, cache_dir: Path
+    text: OpenText, harvester: Harvester, config: RunConfig, *, margin: float, cache_dir: Path
 ) -> TokenisedText:
-    """Give the contexts of the three parts, refusing at once a part that is plainly too small.
+    """Give the contexts of the parts that are used, refusing at once one that is plainly too small.
 
     Raises: CycleFailed with `dataset_exhausted`, `data_unreadable`, `model_unreadable`,
     `activations_mismatch` or a code of the hub.
     """
-    loaded = harvester.loaded
+    loaded, chain = harvester.loaded, chain_of(config)
     if isinstance(text, StoredShards):
-        tokens: TokenisedText = text.read(harvester, config.data.split)
+        tokens: TokenisedText = text.read(harvester, config.data.split, chain=chain)
     elif isinstance(text, BuiltinDocuments):
         needs: dict[Part, int | None] = {"training": None, "attribution": None, "evaluation": None}
-        tokens = read_in_memory(text, TokenRequest(loaded.tokenizer, config.data, loaded.special_ids, needs))
+        request = TokenRequest(loaded.tokenizer, config.data, loaded.special_ids, needs, chain)
+        tokens = read_in_memory(text, request)
     else:
         needs = tokens_needed(config, margin=margin)
-        request = TokenRequest(loaded.tokenizer, config.data, loaded.special_ids, needs)
+        request = TokenRequest(loaded.tokenizer, config.data, loaded.special_ids, needs, chain)
         tokens = open_tokens(text, request, cache_dir=cache_dir)
     for contexts in tokens.parts.values():
         check_ids(contexts, vocab_size=loaded.vocab_size)
-    with telling_counts(tokens):
+    with telling_counts(tokens, config):
         require_enough(tokens, config)
     return tokens
 
 
-def tokens_needed(config: CycleConfig, *, margin: float) -> dict[Part, int | None]:
-    """Say how many tokens of each part to read; null is all there are.
+def chain_of(config: RunConfig) -> Chain:
+    """Say which training documents settings mean."""
+    if isinstance(config, DistillationConfig | CoreTrainingConfig):
+        return Chain(config.chain_index, config.chains)
+    return WHOLE
+
+
+def tokens_needed(config: RunConfig, *, margin: float) -> dict[Part, int | None]:
+    """Say how many tokens of each part to read; null is all there are. What trains nothing only evaluates.
 
     Training reads as many as the scale is taken from, at least, so that a small budget has the same scale.
     Beyond a single epoch it reads those of the inference threshold, which are not to be trained on.
     """
-    training = config.training
-    n_training = None if training.n_tokens is None else math.ceil(training.n_tokens / training.epochs)
-    if n_training is not None and training.epochs == 1:
-        n_training += training.threshold_tokens
-    wanted: dict[Part, int | None] = {
-        "training": None if n_training is None else max(n_training, SCALE_TOKENS),
-        "attribution": config.attribution.n_tokens,
-        "evaluation": config.evaluation.n_tokens,
-    }
+    wanted: dict[Part, int | None] = {"training": 0, "attribution": 0}
+    if isinstance(config, CycleConfig):
+        training = config.training
+        n_training = None if training.n_tokens is None else math.ceil(training.n_tokens / training.epochs)
+        if n_training is not None and training.epochs == 1:
+            n_training += training.threshold_tokens
+        wanted["training"] = None if n_training is None else max(n_training, SCALE_TOKENS)
+        wanted["attribution"] = config.attribution.n_tokens
+    wanted["evaluation"] = config.evaluation.n_tokens
     return {part: None if n is None else math.ceil(n * (1 + margin)) for part, n in wanted.items()}
 
 
-def require_enough(tokens: TokenisedText, config: CycleConfig) -> None:
+def require_enough(tokens: TokenisedText, config: RunConfig) -> None:
     """Refuse a part that holds fewer tokens than are asked for, whatever their norms.
 
     Raises: CycleFailed with `dataset_exhausted`.
     """
-    token_budget(config.training, n_available=tokens.n_candidates["training"])
-    n_wanted: dict[Part, int] = {
-        "attribution": config.attribution.n_tokens,
-        "evaluation": config.evaluation.n_tokens,
-    }
+    n_wanted: dict[Part, int] = {"evaluation": config.evaluation.n_tokens}
+    if isinstance(config, CycleConfig):
+        token_budget(config.training, n_available=tokens.n_candidates["training"])
+        n_wanted = {"attribution": config.attribution.n_tokens, **n_wanted}
     for part, n_tokens in n_wanted.items():
         require_tokens(tokens.n_candidates[part], n_tokens=n_tokens, part=part)
 
 
 @contextmanager
-def telling_counts(tokens: TokenisedText) -> Iterator[None]:
+def telling_counts(tokens: TokenisedText, config: RunConfig) -> Iterator[None]:
     """Add to a refusal for too little text what was seen of it."""
     try:
         yield
@@ -111,6 +118,12 @@ def telling_counts(tokens: TokenisedText) -> Iterator[None]:
             raise
         n_tokens = sum(tokens.n_candidates.values())
         seen = f"Seen: {tokens.n_documents} documents, {n_tokens} tokens, {_rows(tokens)}."
+        chain = chain_of(config)
+        if chain.n_chains > 1:
+            seen += (
+                f" Training documents of other chains are not among them: chain_index = {chain.chain_index}, "
+            )
+            seen += f"chains = {chain.n_chains}."
         raise CycleFailed(failure.failure, f"{failure.message} {seen}", param=failure.param) from failure
 
 

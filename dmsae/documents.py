@@ -1,8 +1,8 @@
 """From a text to documents in a fixed order, each in the part where its hash puts it.
 
 A document belongs to a part by a hash of its text with a fixed salt, whatever the seed or job (METHOD 0), so
-nothing that an SAE was trained on ever scores it. How documents become token ids is the business of
-`contexts.py`.
+nothing that an SAE was trained on ever scores it; a second hash divides the training part among chains. How
+documents become token ids is the business of `contexts.py`.
 """
 
 import hashlib
@@ -22,6 +22,9 @@ from dmsae.text_rows import Skip, cut_passages, read_rows
 Part = Literal["training", "attribution", "evaluation"]
 PARTS: tuple[Part, ...] = ("training", "attribution", "evaluation")
 
+CHAIN_SALT = "dmsae-chain-1"
+"""Salt of the second hash, which divides the training documents among chains, the same for every job."""
+
 
 class Document(NamedTuple):
     """One piece of text."""
@@ -29,6 +32,25 @@ class Document(NamedTuple):
     text: str
     digest: str
     """sha256 of salt and text, in hexadecimal: decides part and, in the built-in text, place."""
+
+
+class Chain(NamedTuple):
+    """Which of the training documents are trained on: one of `n_chains` parts by a second hash, or all."""
+
+    chain_index: int = 0
+    n_chains: int = 1
+
+    def part_of(self, digest: str, shares: Sequence[float]) -> Part | None:
+        """Give the part where a digest puts a document; None for a training document of another chain.
+
+        Attribution and evaluation are shared by all chains.
+        """
+        part = part_of(digest, shares)
+        return part if part != "training" or chain_of(digest, self.n_chains) == self.chain_index else None
+
+
+WHOLE = Chain()
+"""All training documents."""
 
 
 class Documents(Protocol):
@@ -139,3 +161,9 @@ def part_of(digest: str, shares: Sequence[float]) -> Part:
     if place < shares[0]:
         return "training"
     return "attribution" if place < shares[0] + shares[1] else "evaluation"
+
+
+def chain_of(digest: str, n_chains: int) -> int:
+    """Give the chain in whose part of [0, 1) the second hash of a digest falls."""
+    second = hashlib.sha256((CHAIN_SALT + digest).encode()).hexdigest()
+    return int(second[:16], 16) * n_chains // 16**16

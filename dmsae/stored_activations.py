@@ -20,7 +20,7 @@ from torch import Tensor
 from dmsae.activations import Dropped, Harvester
 from dmsae.config import SPLIT_SALT
 from dmsae.contexts import Contexts, TokenisedText
-from dmsae.documents import PARTS, Part, part_of
+from dmsae.documents import PARTS, WHOLE, Chain, Part
 from dmsae.errors import CycleFailed
 from dmsae.randomness import named_generator
 from dmsae.shards import Shard, read_header, reading
@@ -164,7 +164,7 @@ class StoredShards:
                     f"data.text: d_model is {width} in the first shard, {shard.d_model} in {name}"
                 )
 
-    def read(self, harvester: Harvester, split: Sequence[float]) -> StoredText:
+    def read(self, harvester: Harvester, split: Sequence[float], *, chain: Chain = WHOLE) -> StoredText:
         """Read all token ids, put each document into its part, and compare activations with the model's.
 
         Raises: CycleFailed with `data_unreadable` or `activations_mismatch`.
@@ -178,7 +178,7 @@ class StoredShards:
             raise _mismatch(
                 f"data.text: holds token id {largest}; the model has {loaded.vocab_size} embeddings"
             )
-        parts, places = _split(rows, split)
+        parts, places = _split(rows, split, chain)
         n_candidates = {part: harvester.count_candidates(contexts) for part, contexts in parts.items()}
         n_documents = sum(contexts.n_documents for contexts in parts.values())
         text = StoredText(parts, n_candidates, n_documents, {}, True, self.shards, places)
@@ -221,11 +221,15 @@ def number_documents(
     return index, [hashlib.sha256(SPLIT_SALT.encode() + piece.tobytes()).hexdigest() for piece in pieces]
 
 
-def _split(rows: _Rows, split: Sequence[float]) -> tuple[dict[Part, Contexts], dict[Part, Places]]:
+def _split(
+    rows: _Rows, split: Sequence[float], chain: Chain
+) -> tuple[dict[Part, Contexts], dict[Part, Places]]:
     """Give each part the rows that hold a document of it; in them, those of other parts count for nothing."""
     is_token = rows.ids != PADDING
     index, digests = number_documents(rows, is_token)
-    owners = np.array([PARTS.index(part_of(digest, split)) for digest in digests], dtype=np.int64)
+    numbers: dict[Part | None, int] = {part: number for number, part in enumerate(PARTS)}
+    found = (chain.part_of(digest, split) for digest in digests)
+    owners = np.array([numbers.get(part, OTHER_PART) for part in found], dtype=np.int64)
     owner = torch.from_numpy(owners[index] if digests else index)
     parts: dict[Part, Contexts] = {}
     places: dict[Part, Places] = {}

@@ -25,7 +25,7 @@ from transformers import PreTrainedTokenizerBase
 
 from dmsae.config import SPLIT_SALT
 from dmsae.contexts import Contexts, SplitReader, TokenisedText, TokenRequest
-from dmsae.documents import PARTS, Documents, Part
+from dmsae.documents import CHAIN_SALT, PARTS, Documents, Part
 from dmsae.file_locks import alone
 from dmsae.packing import Row, RowList
 from dmsae.randomness import named_generator
@@ -93,6 +93,7 @@ def _request_key(request: TokenRequest) -> str:
         (data.packing, data.prepend_bos, data.context_length, data.split, SPLIT_SALT),
         request.special_ids,
         [request.needs[part] for part in PARTS],
+        (*request.chain, CHAIN_SALT),
     )
 
 

@@ -6,7 +6,7 @@ import huggingface_hub
 import pytest
 
 from dmsae import hub_client
-from dmsae.documents import PARTS, make_document, open_documents, part_of
+from dmsae.documents import PARTS, Chain, chain_of, make_document, open_documents, part_of
 from dmsae.errors import CycleFailed
 from dmsae.sources import BuiltinText, FileText, HubText, ObjectText, StoredObject
 from tests.fake_hub import REVISION, fake_hub
@@ -134,3 +134,20 @@ def test_a_dataset_is_streamed_from_the_hub_in_every_kind_of_file(tmp_path, hub)
     assert not hub.seen
     documents.check()
     assert read(text) == (["a 1", "b 1", "b 2", "b 3", "c 1", "d 1"], {"not_text": 1})
+
+
+def test_chains_divide_the_training_documents_and_share_all_others(documents):
+    chains = [Chain(index, 3) for index in range(3)]
+    for document in documents:
+        found = [chain.part_of(document.digest, SHARES) for chain in chains]
+        part = part_of(document.digest, SHARES)
+        assert sorted(map(str, found)) == sorted(
+            map(str, [part] * 3 if part != "training" else [part, None, None])
+        )
+
+
+def test_each_chain_has_about_its_share_of_documents_that_no_other_has(documents):
+    counts = Counter(chain_of(document.digest, 4) for document in documents)
+    assert sorted(counts) == [0, 1, 2, 3]
+    assert all(n == pytest.approx(len(documents) / 4, rel=0.4) for n in counts.values())
+    assert {chain_of(document.digest, 1) for document in documents} == {0}

@@ -6,7 +6,7 @@ from safetensors.torch import save_file
 
 from dmsae.activations import Harvester
 from dmsae.config import ActivationConfig
-from dmsae.documents import PARTS
+from dmsae.documents import PARTS, Chain
 from dmsae.errors import CycleFailed
 from dmsae.hooks import resolve_hook, run_lower
 from dmsae.sources import StoredActivations
@@ -117,6 +117,20 @@ def test_every_row_lies_in_the_part_of_its_document_whatever_the_shards(tmp_path
     assert n_rows == 300
     assert text.n_documents == 150
     assert text.is_whole
+
+
+def test_chains_divide_the_training_rows_and_share_all_others(tmp_path, reader):
+    folder = write(tmp_path, make_tensors(reader, make_ids(300)))
+    whole = read(folder, reader)
+    chains = [shards(folder).read(reader, SPLIT, chain=Chain(index, 2)) for index in range(2)]
+    for chain in chains:
+        for part in ("attribution", "evaluation"):
+            assert torch.equal(chain.parts[part].input_ids, whole.parts[part].input_ids)
+        tokens, _ = training_tokens(chain.training_windows(reader))
+        assert len(tokens) == chain.n_candidates["training"] > 0
+    rows = [{tuple(row) for row in chain.parts["training"].input_ids.tolist()} for chain in chains]
+    assert not rows[0] & rows[1]
+    assert rows[0] | rows[1] == {tuple(row) for row in whole.parts["training"].input_ids.tolist()}
 
 
 def test_a_document_keeps_its_part_wherever_it_stands_since_its_ids_decide(tmp_path, reader):

@@ -10,7 +10,7 @@ import torch
 
 from dmsae.config import DataConfig
 from dmsae.contexts import TokenRequest, read_in_memory
-from dmsae.documents import PARTS
+from dmsae.documents import PARTS, WHOLE, Chain
 from dmsae.errors import CycleFailed
 from dmsae.sources import BuiltinText
 from dmsae.token_files import has_tokens, open_tokens
@@ -32,9 +32,9 @@ def tokenizer():
 
 @pytest.fixture
 def request_of(tokenizer):
-    def make(*, needs=ALL, special_ids=(0, 1, 2), **settings):
+    def make(*, needs=ALL, special_ids=(0, 1, 2), chain=WHOLE, **settings):
         settings = {"context_length": 16, "split": [0.6, 0.2, 0.2], **settings}
-        return TokenRequest(tokenizer, DataConfig(text=TEXT, **settings), special_ids, needs)
+        return TokenRequest(tokenizer, DataConfig(text=TEXT, **settings), special_ids, needs, chain)
 
     return make
 
@@ -103,6 +103,8 @@ def test_whatever_decides_the_bytes_has_files_of_its_own(tmp_path, request_of):
         {"split": [0.5, 0.25, 0.25]},
         {"special_ids": (0, 1)},
         {"needs": {**ALL, "evaluation": 10}},
+        {"chain": Chain(0, 2)},
+        {"chain": Chain(1, 2)},
     ]
     for settings in ({}, *others):
         open_tokens(documents, request_of(**settings), cache_dir=tmp_path)
@@ -227,3 +229,31 @@ def test_two_processes_that_start_cold_give_the_same_and_neither_waits_for_ever(
 def test_counts_do_not_leak_from_one_reading_to_the_next(tmp_path, request_of):
     skipped = Counter(open_tokens(given(passages(9)), request_of(), cache_dir=tmp_path).n_rows_skipped)
     assert skipped == {"null": 3}
+
+
+@pytest.mark.parametrize("packing", ["document", "packed"])
+def test_chains_share_what_is_measured_on_and_divide_what_is_trained_on(tmp_path, request_of, packing):
+    documents = given(passages(60))
+    whole = open_tokens(documents, request_of(packing=packing), cache_dir=tmp_path)
+    chains = [
+        open_tokens(documents, request_of(packing=packing, chain=Chain(index, 3)), cache_dir=tmp_path)
+        for index in range(3)
+    ]
+    for chain in chains:
+        assert chain.n_candidates["training"] > 0
+        for part in ("attribution", "evaluation"):
+            assert torch.equal(chain.parts[part].input_ids, whole.parts[part].input_ids)
+    n_training = [chain.parts["training"].n_documents for chain in chains]
+    assert sum(n_training) == whole.parts["training"].n_documents
+    assert sum(chain.n_candidates["training"] for chain in chains) == whole.n_candidates["training"]
+    n_others = whole.n_documents - whole.parts["training"].n_documents
+    assert [chain.n_documents - n_others for chain in chains] == n_training
+
+
+def test_a_text_of_which_only_one_part_is_wanted_is_read_for_it_alone(tmp_path, request_of):
+    needs = {"training": 0, "attribution": 0, "evaluation": 50}
+    text = open_tokens(given(passages(60)), request_of(needs=needs), cache_dir=tmp_path)
+    again = open_tokens(given(passages(60)), request_of(needs=needs), cache_dir=tmp_path)
+    assert_same(again, text)
+    assert text.n_candidates["training"] == text.n_candidates["attribution"] == 0
+    assert text.n_candidates["evaluation"] >= 50
