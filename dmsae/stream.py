@@ -7,13 +7,13 @@ are kept is the business of `survey.py`, where windows come from that of `window
 
 from bisect import bisect_right
 from collections.abc import Iterator
-from itertools import chain
 from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from dmsae.activations import SCALE_TOKENS
 from dmsae.config import TrainingConfig
 from dmsae.errors import CycleFailed
 from dmsae.randomness import named_generator
@@ -74,16 +74,21 @@ class TokenStream:
     def for_threshold(self, n_tokens: int, /) -> ThresholdTokens:
         """Give `n_tokens` tokens of the training part for the inference threshold, all where it has fewer.
 
-        First those that this cycle does not train on, which come after its own in the text: where an SAE has
-        just been trained it keeps fewer latents active than elsewhere. Then those from the front, trained on
-        longest ago. Changes nothing but what is known of the windows.
+        First those that this cycle does not train on, which come after its own in the text: an SAE keeps
+        fewer latents active on what it has just been trained on. Then those of the front, trained on longest
+        ago. Evenly spread over as many as the scale is taken from, since documents differ more than tokens.
+        Changes nothing but what is known of the windows.
         """
         tally = self._survey.tally
-        tally.count_up_to(self._budget + n_tokens)
-        n_unseen = max(0, min(n_tokens, tally.n_kept - self._budget))
-        n_seen = min(n_tokens, tally.n_kept) - n_unseen
-        unseen = self._in_text_order(self._budget, self._budget + n_unseen)
-        return ThresholdTokens(n_unseen + n_seen, n_unseen, chain(unseen, self._in_text_order(0, n_seen)))
+        n_known = max(SCALE_TOKENS, self._budget + n_tokens)
+        tally.count_up_to(n_known)
+        n_known = min(n_known, tally.n_kept)
+        n_trained = min(self._budget, n_known)
+        n_unseen = min(n_tokens, n_known - n_trained)
+        n_seen = min(n_tokens - n_unseen, n_trained)
+        seen = _spread(n_seen, min(n_trained, max(SCALE_TOKENS, n_seen)))
+        unseen = n_trained + _spread(n_unseen, n_known - n_trained)
+        return ThresholdTokens(n_seen + n_unseen, n_unseen, self._in_text_order(torch.cat([seen, unseen])))
 
     def state_dict(self) -> dict[str, Any]:
         """Give the position, and what is known of the windows: none need be read to find the place."""
@@ -107,16 +112,17 @@ class TokenStream:
             index += 1
         return torch.cat(pieces) / self._survey.scale.rms
 
-    def _in_text_order(self, start: int, stop: int) -> Iterator[Float[Tensor, "batch d_model"]]:
-        """Give the kept tokens of the part from one place in the text to another, as x_n, in batches."""
-        end = 0
+    def _in_text_order(self, wanted: Int[Tensor, " n"]) -> Iterator[Float[Tensor, "batch d_model"]]:
+        """Give kept tokens by their places in the text, which ascend, as x_n, in batches."""
+        begin = 0
         for index, count in enumerate(self._survey.tally.counts):
-            begin, end = end, end + count.n_kept
-            if end <= start or begin >= stop:
+            end = begin + count.n_kept
+            here = wanted[(wanted >= begin) & (wanted < end)] - begin
+            begin = end
+            if len(here) == 0:
                 continue
             window = self._windows.get(index)
-            kept = self._kept(window)[max(0, start - begin) : stop - begin]
-            for places in torch.split(kept, self._config.batch_tokens):
+            for places in torch.split(self._kept(window)[here], self._config.batch_tokens):
                 yield window.tokens.take(places) / self._survey.scale.rms
 
     def _kept(self, window: Window) -> Int[Tensor, " n_kept"]:
@@ -159,3 +165,8 @@ class TokenStream:
         places: Tensor = kept[torch.randperm(end - begin, generator=generator)]
         self._last_places = (index, places)
         return places
+
+
+def _spread(n: int, n_places: int) -> Int[Tensor, " n"]:
+    """Give `n` different places among the first `n_places`, evenly spread."""
+    return torch.arange(n) * n_places // max(1, n)

@@ -218,7 +218,7 @@ def threshold_places(stream, n_tokens):
     n_threshold=st.integers(1, 100),
     data=st.data(),
 )
-def test_the_threshold_is_taken_from_tokens_that_the_cycle_leaves_out_then_from_its_first_ones(
+def test_the_threshold_is_taken_from_tokens_that_the_cycle_leaves_out_then_from_others(
     window_tokens, epochs, n_threshold, data
 ):
     available = sum(window_tokens)
@@ -227,17 +227,18 @@ def test_the_threshold_is_taken_from_tokens_that_the_cycle_leaves_out_then_from_
     trained = {place for batch in places(stream) for place in batch}
     found, n_unseen = threshold_places(stream, n_threshold)
     assert len(found) == len(set(found)) == min(n_threshold, available)
-    assert not trained & set(found[:n_unseen])
     assert n_unseen == min(n_threshold, max(0, available - budget))
-    assert found[n_unseen:] == list(range(len(found) - n_unseen))
+    unseen = [place for place in found if place >= budget]
+    assert len(unseen) == n_unseen
+    assert not trained & set(unseen)
 
 
 def test_tokens_of_the_threshold_are_at_the_scale_of_training_and_none_is_too_loud():
     windows = NumberedWindows([20, 20])
     windows.contents[1].norms[3:6] = LOUD + 1
     stream = make_stream([20, 20], windows=windows, rms=2.0, n_tokens=16)
-    batches = list(stream.for_threshold(12).batches)
-    expected = [*range(16, 23), *range(26, 31)]
+    batches = list(stream.for_threshold(21).batches)
+    expected = [*range(16, 23), *range(26, 40)]
     assert torch.cat(batches)[:, 0].tolist() == [place / 2 for place in expected]
     assert all(len(batch) <= 8 for batch in batches)
 
@@ -249,7 +250,18 @@ def test_taking_tokens_for_the_threshold_does_not_move_the_stream():
     assert [first, *(batch[:, 0].tolist() for batch in stream)] == [batch[:, 0].tolist() for batch in other]
 
 
-def test_only_windows_that_the_threshold_needs_are_read():
+def test_tokens_of_the_threshold_are_spread_over_as_many_as_the_scale_is_taken_from(monkeypatch):
+    monkeypatch.setattr("dmsae.stream.SCALE_TOKENS", 36)
+    windows = NumberedWindows([10] * 5)
+    stream = make_stream([10] * 5, windows=windows, n_tokens=16)
+    assert threshold_places(stream, 5) == ([16, 20, 24, 28, 32], 5)
+    assert 4 not in windows.read
+    twice = make_stream([10] * 5, n_tokens=80, epochs=2)
+    assert threshold_places(twice, 6) == ([0, 6, 12, 18, 24, 30], 0)
+
+
+def test_only_windows_that_the_threshold_needs_are_read(monkeypatch):
+    monkeypatch.setattr("dmsae.stream.SCALE_TOKENS", 1)
     windows = NumberedWindows([10, 10, 10, 10, 10])
     stream = make_stream([10] * 5, windows=windows, n_tokens=16)
     threshold_places(stream, 8)
