@@ -124,6 +124,9 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
         "--checkpoint-every-s", type=float, default=CHECKPOINT_EVERY_S, help="seconds of work between two"
     )
     parser.add_argument("--resume", type=Path, help="a checkpoint of this cycle to go on from")
+    parser.add_argument(
+        "--parts", type=int, default=1, help="compute batches in so many parts, in less memory"
+    )
     parser.add_argument("--supervised", action="store_true", help="end when the parent or stdin does")
     arguments = parser.parse_args(argv)
     if arguments.out.exists() and (not arguments.out.is_dir() or any(arguments.out.iterdir())):
@@ -159,6 +162,7 @@ def _run(arguments: argparse.Namespace, report: LineReport, is_asked: threading.
         allowed_roots=arguments.allowed_root,
         activation_cache_bytes=arguments.activation_cache_bytes,
         resume_dir=arguments.resume,
+        n_parts=arguments.parts,
     )
     folder, every_s = arguments.checkpoints, arguments.checkpoint_every_s
     checkpoints = None if folder is None else Checkpoints(folder, every_s=every_s, is_asked=is_asked)

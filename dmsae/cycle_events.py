@@ -47,6 +47,23 @@ def tell_refused(report: Report, refused: CheckpointRefused) -> None:
     )
 
 
+def tell_parts(run: CycleRun, *, is_step_split: bool) -> None:
+    """Say what is computed in parts, because an earlier attempt ran out of memory, and what that changes."""
+    n_parts, wanted = run.places.n_parts, run.config.activations.model_batch_contexts
+    n_contexts = run.harvester().config.model_batch_contexts
+    step = (
+        f"losses and gradients of a batch are taken over {n_parts} parts of it, after one selection over all"
+        if is_step_split
+        else "the training step is the same, since it computes over the active latents alone"
+    )
+    run.report.event(
+        "computed_in_parts",
+        f"An earlier attempt ran out of memory: the model reads {n_contexts} contexts at once in place of "
+        f"{wanted}, and {step}. It is still the same SAE: only sums of floats may differ in their last bits.",
+        {"n_parts": n_parts, "model_batch_contexts": n_contexts, "is_step_split": is_step_split},
+    )
+
+
 def tell_unwritten(run: CycleRun, error: OSError) -> None:
     """Say that a checkpoint could not be written."""
     reason = error.strerror or str(error)

@@ -59,6 +59,8 @@ class Places:
     """Folders from which text files may be read; null allows all."""
     resume_dir: Path | None = None
     """A checkpoint to go on from."""
+    n_parts: int = 1
+    """In how many parts batches are computed: more, where an earlier attempt ran out of memory."""
     activation_cache_bytes: int = ACTIVATION_CACHE_BYTES
     """Room for harvested training activations below the cache folder; 0 keeps none."""
 
@@ -130,7 +132,11 @@ class CycleRun:
 
     def harvester(self, tell: Callable[[int], None] = lambda _: None) -> Harvester:
         """Give what reads this run's activations; `tell` hears how many tokens each batch held."""
-        return Harvester(self.loaded, self.hook, self.config.activations, tell)
+        config, n_parts = self.config.activations, self.places.n_parts
+        n_contexts = max(1, config.model_batch_contexts // n_parts)
+        return Harvester(
+            self.loaded, self.hook, config.model_copy(update={"model_batch_contexts": n_contexts}), tell
+        )
 
     def facts(self) -> dict[str, Any]:
         """Give what the model really runs with, and where it is cut, for `metrics.json`."""

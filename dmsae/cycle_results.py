@@ -65,6 +65,7 @@ def metrics_record(run: CycleRun, results: Results, clock: Clock) -> dict[str, A
         "seconds": clock.total_s(),
         "phase_seconds": clock.seconds,
         "peak_memory_bytes": peak_memory_bytes(),
+        "n_parts": run.places.n_parts,
     }
 
 

@@ -12,7 +12,7 @@ from dmsae.checkpoints import (
     open_checkpoint,
 )
 from dmsae.config import CycleSpec
-from dmsae.cycle_events import tell_refused, tell_resumed, tell_unwritten
+from dmsae.cycle_events import tell_parts, tell_refused, tell_resumed, tell_unwritten
 from dmsae.cycle_inputs import CycleRun, Harvest, Places
 from dmsae.pace import Clock
 from dmsae.reporting import Report
@@ -36,7 +36,10 @@ def make_trainer(run: CycleRun, harvest: Harvest, stream: TokenStream, *, clock:
     """Make what trains this cycle's SAE, at its beginning or where an earlier attempt left off."""
 
     def begin() -> Trainer:
-        return Trainer(run.config, run.core, stream, seed=run.seed, device=run.device)
+        trainer = Trainer(run.config, run.core, stream, seed=run.seed, device=run.device)
+        if run.places.n_parts > 1:
+            tell_parts(run, is_step_split=trainer.split_batches(run.places.n_parts))
+        return trainer
 
     trainer, resumed = begin(), run.resumed
     if resumed is None:

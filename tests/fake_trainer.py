@@ -160,6 +160,7 @@ def main() -> None:
     parser.add_argument("--checkpoints", type=Path)
     parser.add_argument("--checkpoint-every-s", type=float)
     parser.add_argument("--resume", type=Path)
+    parser.add_argument("--parts", type=int, default=1)
     parser.add_argument("--allowed-root", type=Path, action="append")
     parser.add_argument("--supervised", action="store_true")
     arguments = parser.parse_args()
@@ -171,6 +172,8 @@ def main() -> None:
     if marks is not None:
         take_device(marks, arguments.out.parent.name, spec)
     note(marks, "begin", spec)
+    if arguments.parts > 1:
+        say(type="event", kind="computed_in_parts", message="In parts.", data={"n_parts": arguments.parts})
     say(type="phase", phase="loading")
     behaviour = fake.get("behaviour", "succeed")
     for file in sorted(arguments.inputs.glob("*")) if behaviour == "print" else ():

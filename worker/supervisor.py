@@ -218,7 +218,8 @@ class Supervisor:
                 return Verdict("succeeded")
             case FailedMessage(code=code, message=message, param=param):
                 known = code if code in FAILURES else "internal_error"
-                kind = "crashed" if FAILURES[known] else "failed"
+                may_help = FAILURES[known] or (known == "out_of_memory" and self._claim.n_parts == 1)
+                kind = "crashed" if may_help else "failed"
                 return Verdict(kind, known, self._output.redacted(message), param)
         status = trainer.exit_status()
         return Verdict("crashed", "crashed", describe_exit(0 if status is None else status))

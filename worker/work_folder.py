@@ -54,6 +54,7 @@ class WorkFolder:
         room = ["--activation-cache-bytes", str(settings.activation_cache_bytes)]
         kept = ["--checkpoints", str(self.checkpoints), "--checkpoint-every-s", str(settings.checkpoint_s)]
         kept += ["--resume", str(self.resume)] if self.resume.exists() else []
+        kept += ["--parts", str(claim.n_parts)] if claim.n_parts > 1 else []
         return [str(self.spec), str(self.out), *core, *folders, *room, *kept, *roots, "--supervised"]
 
     def upload(

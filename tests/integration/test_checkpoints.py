@@ -117,6 +117,19 @@ def test_even_with_checkpoints_there_is_an_end_to_it(bench: Bench) -> None:
     assert "3 attempts in all" in bench.error()["message"]
 
 
+def test_out_of_memory_is_tried_once_more_in_parts(bench: Bench, tmp_path: Path) -> None:
+    bench.plant("fail", code="out_of_memory", once=str(tmp_path / "once"))
+    assert [bench.run(), bench.run()] == ["crashed", "succeeded"]
+    assert [data["code"] for data in events(bench, "attempt_crashed")] == ["out_of_memory"]
+    assert events(bench, "computed_in_parts") == [{"n_parts": 2}]
+
+
+def test_out_of_memory_in_parts_too_ends_the_cycle_under_its_code(bench: Bench) -> None:
+    bench.plant("fail", code="out_of_memory")
+    assert [bench.run(), bench.run(), bench.run()] == ["crashed", "failed", None]
+    assert bench.error()["code"] == "out_of_memory"
+
+
 # ---- leaving
 
 

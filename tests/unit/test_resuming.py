@@ -218,6 +218,26 @@ def test_the_seconds_of_the_attempt_before_count_and_a_change_of_hardware_is_tol
     assert data["now"] == {**data["before"], "instruction_set": data["now"]["instruction_set"]}
 
 
+def test_a_cycle_in_parts_finds_the_same_latents_and_says_what_differs(model, text, tmp_path):
+    found = {}
+    for n_parts in (1, 2):
+        report, folder = Mortal(), tmp_path / str(n_parts)
+        places = Places(folder / "cache", n_parts=n_parts)
+        run_cycle(spec_of(model, text, index=0), folder / "out", places=places, report=report)
+        metrics, lineage = (
+            json.loads((folder / "out" / f"{name}.json").read_text()) for name in ("metrics", "lineage")
+        )
+        assert metrics["n_parts"] == n_parts
+        assert ("computed_in_parts" in report.events) == (n_parts > 1)
+        found[n_parts] = {entry["latent_id"]: entry["score"] for entry in lineage["core"]}
+    assert report.events["computed_in_parts"][1] == {
+        "n_parts": 2,
+        "model_batch_contexts": 32,
+        "is_step_split": True,
+    }
+    assert found[2] == pytest.approx(found[1], rel=1e-2)
+
+
 # ---- what does not fit
 
 
