@@ -46,6 +46,8 @@ class Evaluation:
     prefix_widths: list[int]
     l0_core: float
     l0_non_core: float
+    l0_se: float | None
+    """Standard error of the L0 over documents, whose tokens are not independent; null for a single one."""
     densities: Float64[Tensor, " n_latents"]
     """Share of the kept tokens at which each latent fires."""
     explained_variance: list[float | None]
@@ -90,6 +92,7 @@ class Evaluation:
             "l0": self.l0_core + self.l0_non_core,
             "l0_core": self.l0_core,
             "l0_non_core": self.l0_non_core,
+            "l0_se": self.l0_se,
             "dead_fraction": (self.densities == 0).double().mean().item(),
             "density_median": self.densities.median().item(),
             "explained_variance": self.explained_variance[-1],
@@ -135,7 +138,8 @@ def evaluate(
         acts = sae.encode(x / rms)
         x_hats = [rms * x_hat for x_hat in sae.decode_prefixes(acts)]
         reconstruction.add(x, x_hats)
-        firings.add(acts > 0, None if previous is None else _fires(previous, x / rms))
+        documents = batch.document_index[batch.is_kept]
+        firings.add(acts > 0, documents, None if previous is None else _fires(previous, x / rms))
         losses.add(batch, x_hats, mean, run_upper)
     return Evaluation(
         n_tokens=firings.n_tokens,
@@ -143,6 +147,7 @@ def evaluate(
         prefix_widths=sae.prefix_widths,
         l0_core=firings.l0(slice(None, sae.n_core)),
         l0_non_core=firings.l0(slice(sae.n_core, None)),
+        l0_se=firings.l0_error(),
         densities=firings.counts.double() / firings.n_tokens,
         explained_variance=reconstruction.pooled(),
         explained_variance_median=reconstruction.median(),
@@ -188,14 +193,19 @@ class _Firings:
     def __init__(self, n_latents: int, n_core: int) -> None:
         self.n_tokens = 0
         self.counts: Int[Tensor, " n_latents"] = torch.zeros(n_latents, dtype=torch.int64)
+        self._of_token: list[tuple[Tensor, Tensor]] = []
         self._n_core = n_core
         self._both: Int[Tensor, " n_core"] = torch.zeros(n_core, dtype=torch.int64)
         self._either: Int[Tensor, " n_core"] = torch.zeros(n_core, dtype=torch.int64)
 
     def add(
-        self, fires: Bool[Tensor, "n_kept n_latents"], fired_before: Bool[Tensor, "n_kept n_core"] | None
+        self,
+        fires: Bool[Tensor, "n_kept n_latents"],
+        documents: Int[Tensor, " n_kept"],
+        fired_before: Bool[Tensor, "n_kept n_core"] | None,
     ) -> None:
         self.n_tokens += len(fires)
+        self._of_token.append((documents.cpu(), fires.sum(dim=1).cpu()))
         self.counts += fires.sum(dim=0).cpu()
         if fired_before is not None:
             self._both += (fires[:, : self._n_core] & fired_before).sum(dim=0).cpu()
@@ -203,6 +213,20 @@ class _Firings:
 
     def l0(self, latents: slice) -> float:
         return self.counts[latents].sum().item() / self.n_tokens
+
+    def l0_error(self) -> float | None:
+        """Give the standard error of the L0, documents as clusters.
+
+        Source: the linearised ratio estimator of clusters (Cochran, Sampling Techniques, 3rd ed., 9A).
+        """
+        documents, n_active = (torch.cat(each) for each in zip(*self._of_token, strict=True))
+        names, place = documents.unique(return_inverse=True)
+        if len(names) < 2:
+            return None
+        strayed = n_active.double() - n_active.double().mean()
+        sums = torch.zeros(len(names), dtype=torch.float64).index_add(0, place, strayed)
+        n = len(names)
+        return (sums.square().sum() * n / (n - 1)).sqrt().item() / self.n_tokens
 
     def jaccard(self) -> list[float | None]:
         pairs = zip(self._both.tolist(), self._either.tolist(), strict=True)

@@ -89,6 +89,9 @@ def test_an_sae_that_gives_everything_back_explains_and_recovers_all(model, batc
     assert found.ce_increase[-1] == pytest.approx(0, abs=1e-5)
     assert found.kl[-1] == pytest.approx(0, abs=1e-6)
     assert found.l0_core + found.l0_non_core == D_MODEL
+    # a direction and its opposite share the tokens between them
+    assert (found.densities[:D_MODEL] + found.densities[D_MODEL:]).tolist() == pytest.approx([1.0] * D_MODEL)
+    assert found.to_metrics()["dead_fraction"] == 0
 
 
 def test_zeros_at_kept_positions_recover_nothing(model, batch):
@@ -97,6 +100,15 @@ def test_zeros_at_kept_positions_recover_nothing(model, batch):
     assert found.ce == [found.ce_zero_kept] * 3
     assert found.lr_saelens[0] != 0  # the first tokens of the contexts are not kept: SAELens zeroes them too
     assert found.explained_variance[0] < 0
+    assert found.ce_increase == [found.ce_zero_kept - found.ce_clean] * 3
+    assert all(kl > 0.01 for kl in found.kl)
+
+
+def test_an_sae_that_says_nothing_has_no_active_latent(model, batch):
+    found = run([batch], model, constant_sae(torch.zeros(D_MODEL)))
+    assert found.l0_core == found.l0_non_core == found.to_metrics()["l0"] == found.l0_se == 0
+    assert not found.densities.any()
+    assert found.to_metrics()["dead_fraction"] == 1
 
 
 def test_the_constant_mean_explains_no_variance_and_costs_what_mean_ablation_costs(model, batch):
@@ -151,6 +163,9 @@ def test_figures_of_a_hand_made_case():
     assert found.explained_variance_median == pytest.approx([0.5 * (1 - 0.6), 1.0])
     assert (found.l0_core, found.l0_non_core) == (0.5, 0.25)
     assert found.densities.tolist() == [0.5, 0.25]
+    assert found.l0_se is None  # a single document
+    assert found.to_metrics()["l0"] == 0.75
+    assert found.to_metrics()["dead_fraction"] == 0
 
     def ce(*gaps: float) -> float:
         """Give the mean loss where the right logit is ahead by these gaps."""
@@ -161,6 +176,30 @@ def test_figures_of_a_hand_made_case():
     assert found.ce == pytest.approx([ce(-2, 0, -4), ce(-2, 0, -4)])
     assert found.ce_zero_all == found.ce_zero_kept == pytest.approx(math.log(2))
     assert found.ce_mean == pytest.approx(math.log(2))
+    increase = ce(-2, 0, -4) - ce(-2, -2, -4)
+    assert found.ce_increase == pytest.approx([increase] * 2)
+    recovered = (math.log(2) - ce(-2, 0, -4)) / (math.log(2) - ce(-2, -2, -4))
+    assert found.lr_saelens == found.lr_kept == pytest.approx([recovered] * 2)
+    # where nothing is left the other way is as likely: of the three positions, the second
+    p = 1 / (1 + math.exp(-2))
+    kl = p * math.log(2 * p) + (1 - p) * math.log(2 * (1 - p))
+    assert found.kl == pytest.approx([kl / 3] * 2)
+
+
+def test_the_standard_error_of_the_l0_is_over_documents():
+    """Two documents of two tokens: both latents fire on those of the first, none on those of the other."""
+    resid = torch.tensor([[[2.0, 2.0], [2.0, 2.0], [-2.0, -2.0], [-2.0, -2.0]]])
+    everywhere = torch.ones(1, 4, dtype=torch.bool)
+    documents = torch.tensor([[0, 0, 1, 1]])
+    batch = ContextBatch(torch.zeros(1, 4).long(), everywhere, documents, resid, everywhere)
+    one, two = torch.eye(2), torch.zeros(2)
+    sae = MatryoshkaSae(
+        W_enc=one, b_enc=two, W_dec=one, b_dec=two, threshold=two, prefix_widths=[1, 2], n_core=0
+    )
+    found = evaluate([batch], lambda _, resid: resid, sae, rms=1.0, previous=None)
+    assert found.l0_non_core == 1
+    # each document's sum strays by 2: sqrt((4 + 4) * 2 / 1) / 4
+    assert found.l0_se == pytest.approx(1.0)
 
 
 def test_figures_do_not_depend_on_how_contexts_are_batched_or_padded(model, batch):
