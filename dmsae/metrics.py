@@ -220,7 +220,7 @@ class _Firings:
         Source: the linearised ratio estimator of clusters (Cochran, Sampling Techniques, 3rd ed., 9A).
         """
         documents, n_active = (torch.cat(each) for each in zip(*self._of_token, strict=True))
-        names, place = documents.unique(return_inverse=True)
+        names, place = torch.unique(documents, return_inverse=True)
         if len(names) < 2:
             return None
         strayed = n_active.double() - n_active.double().mean()
