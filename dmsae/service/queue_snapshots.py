@@ -172,9 +172,9 @@ class Place(NamedTuple):
 
 
 PLACES = text(
-    "SELECT place.id, place.number - 1 AS position, s.taken_at, greatest(0, place.starts_in_s"
-    " - extract(epoch FROM clock_timestamp() - s.taken_at)::float8) AS starts_in_s"
-    " FROM queue_snapshots s, unnest(s.cycle_ids, s.starts_in_s)"
+    "SELECT place.id, place.number - 1 AS position, s.taken_at, CASE WHEN place.starts_in_s IS NOT NULL"
+    " THEN greatest(0, place.starts_in_s - extract(epoch FROM clock_timestamp() - s.taken_at)::float8)"
+    " END AS starts_in_s FROM queue_snapshots s, unnest(s.cycle_ids, s.starts_in_s)"
     " WITH ORDINALITY AS place (id, starts_in_s, number) WHERE place.id = ANY(:ids)"
 )
 

@@ -8,7 +8,9 @@ import httpx
 import pytest
 from sqlalchemy import func, text, update
 
+from dmsae.service.claims import QueueRules
 from dmsae.service.database import Database
+from dmsae.service.queue_snapshots import take_snapshots
 from dmsae.service.settings import Settings
 from dmsae.service.tables import Attempt, Job
 from tests.finished import claim_of, finish_cycles
@@ -176,6 +178,8 @@ def test_a_waiting_job_says_why(api: httpx.Client, database: Database) -> None:
     first, second = submit(api)["id"], submit(api)["id"]
     assert "No cpu worker" in api.get(f"/jobs/{first}").json()["state_reason"]
     database.run(lambda session: plant_worker(session, "cpu"))
+    assert "not known yet" in api.get(f"/jobs/{first}").json()["state_reason"]
+    database.run(lambda session: take_snapshots(session, QueueRules()))
     jobs = [api.get(f"/jobs/{job_id}").json() for job_id in (first, second)]
     assert [job["progress"]["queue_position"] for job in jobs] == [0, 1]
     assert "1 queued" in jobs[1]["state_reason"]

@@ -102,6 +102,7 @@ def test_every_call_of_the_design_is_there(document: dict[str, Any]) -> None:
         f"POST {job}/cancel",
         *(f"GET {job}/{name}" for name in ("events", "logs", "artifacts")),
         "POST /uploads",
+        "GET /queue",
         "GET /healthz",
         "GET /readyz",
     }
