@@ -1,10 +1,11 @@
 """A worker that is to end, though nobody sent it a signal: it hands its cycle back in time."""
 
 import socket
+import subprocess
+import sys
 import time
 
-from dmsae.service.workers import drain_workers
-from tests.faults.crew import Crew
+from tests.faults.crew import ROOT, Crew
 from tests.planting import outcomes
 
 
@@ -12,8 +13,9 @@ def test_a_worker_marked_in_the_database_hands_its_cycle_back_and_ends(crew: Cre
     job_id = crew.plant(n_steps=200, seconds=20.0)
     worker = crew.start_worker("cpu:0")
     crew.wait_for_trainer("cpu:0")
-    drained = crew.database.run(lambda s: drain_workers(s, socket.gethostname(), device="cpu:0"))
-    assert len(drained) == 1
+    command = [sys.executable, "-m", "dmsae.cli", "worker", "--drain", "--device", "cpu:0"]
+    told = subprocess.run(command, env=crew.env, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert f"{socket.gethostname()}.cpu-0" in told
     assert worker.wait(20) == 0
     with crew.database.session_scope() as session:
         assert outcomes(session, job_id) == ["handed_back"]

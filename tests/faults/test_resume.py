@@ -99,7 +99,7 @@ class Never(NamedTuple):
 def never(real_crew: RealCrew) -> Never:
     config = small_config(real_crew)
     worker, job_id = real_crew.start_worker("cpu:0"), real_crew.plant_real(config)
-    real_crew.wait_until(job_id, "succeeded", seconds=90)
+    real_crew.wait_until(job_id, "succeeded", seconds=180)
     worker.send_signal(signal.SIGTERM)
     assert worker.wait(30) == 0
     return Never(config, real_crew.weights(job_id), real_crew.lineage(job_id))
@@ -124,7 +124,7 @@ def test_a_worker_told_to_stop_leaves_its_cycle_in_the_middle_to_another(
     with real_crew.database.session_scope() as session:
         assert outcomes(session, job_id)[0] == "handed_back"
     other = real_crew.start_worker("cpu:1")
-    real_crew.wait_until(job_id, "succeeded", seconds=60)
+    real_crew.wait_until(job_id, "succeeded", seconds=180)
     assert real_crew.resumed_steps(job_id)[0] > 0
     assert_same(real_crew, job_id, never)
     other.send_signal(signal.SIGTERM)
@@ -143,7 +143,7 @@ def test_jobs_killed_at_random_moments_end_with_the_bits_of_one_that_never_was(
             jobs += [real_crew.plant_real(never.config) for _ in DEVICES]
         killer.kill()
     for job in jobs:
-        real_crew.wait_until(job, "succeeded", seconds=180)
+        real_crew.wait_until(job, "succeeded", seconds=300)
 
     for job in jobs:
         assert_same(real_crew, job, never)
