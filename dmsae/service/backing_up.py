@@ -21,6 +21,8 @@ from dmsae.service.upload_tables import Upload
 
 VERSION_TABLE = "alembic_version"
 PAGE_ROWS = 1000
+FUNCTIONS = ("claim_cycle", "settle_attempt", "owner_shares")
+"""What migrations make beside tables; a dump makes it again."""
 
 
 @dataclass(frozen=True)
@@ -131,6 +133,8 @@ def clear_empty_schema(database_url: str) -> None:
         _refuse_contents(connection)
         if tables:
             connection.execute(text(f"DROP TABLE {quoted}"))
+        for name in FUNCTIONS:
+            connection.execute(text(f"DROP FUNCTION IF EXISTS {name}"))
         FENCES.drop(connection, checkfirst=True)
 
 
