@@ -7,26 +7,50 @@ from datetime import datetime
 from typing import Any
 
 from sqlalchemy import (
-    BigInteger,
-    Boolean,
     CheckConstraint,
-    DateTime,
-    Double,
     ForeignKey,
-    ForeignKeyConstraint,
-    Identity,
     Index,
     Integer,
-    MetaData,
-    Sequence,
     SmallInteger,
-    Text,
     UniqueConstraint,
     func,
     text,
 )
-from sqlalchemy.dialects.postgresql import ARRAY, JSONB
-from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+from sqlalchemy.orm import Mapped, mapped_column
+
+from dmsae.service.core_tables import CORE_KINDS, Core, CoreLatent, CycleOrigin, Latent
+from dmsae.service.table_base import FENCES, Table, one_of
+
+__all__ = [
+    "CLAIM_INDEXES",
+    "CORE_KINDS",
+    "CYCLE_STATES",
+    "FENCES",
+    "FINAL_JOB_STATES",
+    "IS_CLAIMABLE",
+    "IS_UNCLEARED",
+    "IS_UNPURGED",
+    "JOB_KINDS",
+    "JOB_STATES",
+    "OUTCOMES",
+    "PHASES",
+    "PRIORITIES",
+    "ApiKey",
+    "Artifact",
+    "Attempt",
+    "Checkpoint",
+    "Core",
+    "CoreLatent",
+    "Cycle",
+    "CycleOrigin",
+    "Event",
+    "Job",
+    "Latent",
+    "MetricPoint",
+    "Owner",
+    "Table",
+    "Worker",
+]
 
 JOB_KINDS = ("distillation", "training", "probe")
 JOB_STATES = ("queued", "running", "cancelling", "succeeded", "failed", "cancelled")
@@ -34,7 +58,6 @@ FINAL_JOB_STATES = ("succeeded", "failed", "cancelled")
 CYCLE_STATES = ("waiting", "queued", "running", "succeeded", "failed", "cancelled", "skipped")
 PHASES = ("starting", "loading", "harvesting", "training", "attributing", "evaluating", "uploading")
 OUTCOMES = ("succeeded", "failed", "crashed", "handed_back", "cancelled", "superseded")
-CORE_KINDS = ("selected", "filtered", "random_directions", "random_latents", "frequent", "energy")
 PRIORITIES = ("low", "normal", "high")
 IS_CLAIMABLE = text("state = 'queued' AND NOT held")
 CLAIM_INDEXES = {
@@ -46,38 +69,6 @@ CLAIM_INDEXES = {
 """What `claim_cycle` walks along, to find the best cycle of an owner without looking at the others."""
 IS_UNPURGED = text("deleted_at IS NOT NULL AND purged_at IS NULL")
 IS_UNCLEARED = text("outcome <> 'succeeded' AND cleared_at IS NULL")
-
-
-def _one_of(column: str, values: tuple[str, ...]) -> CheckConstraint:
-    listed = ", ".join(f"'{value}'" for value in values)
-    return CheckConstraint(f"{column} IN ({listed})", name=f"{column}_known")
-
-
-class Table(DeclarativeBase):
-    """Base of all tables: plain names for every constraint, so that migrations can name them."""
-
-    metadata = MetaData(
-        naming_convention={
-            "ix": "ix_%(table_name)s_%(column_0_N_name)s",
-            "uq": "uq_%(table_name)s_%(column_0_N_name)s",
-            "ck": "ck_%(table_name)s_%(constraint_name)s",
-            "fk": "fk_%(table_name)s_%(column_0_N_name)s",
-            "pk": "pk_%(table_name)s",
-        }
-    )
-    type_annotation_map = {  # noqa: RUF012 - SQLAlchemy's own protocol
-        int: BigInteger,
-        str: Text,
-        float: Double,
-        bool: Boolean,
-        datetime: DateTime(timezone=True),
-        dict[str, Any]: JSONB,
-        list[str]: ARRAY(Text),
-    }
-
-
-FENCES = Sequence("fencing_numbers", metadata=Table.metadata, data_type=BigInteger)
-"""Fencing numbers: a later attempt, of any cycle, always has a larger one."""
 
 
 class Owner(Table):
@@ -124,9 +115,9 @@ class Job(Table):
 
     __tablename__ = "jobs"
     __table_args__ = (
-        _one_of("kind", JOB_KINDS),
-        _one_of("state", JOB_STATES),
-        _one_of("priority", PRIORITIES),
+        one_of("kind", JOB_KINDS),
+        one_of("state", JOB_STATES),
+        one_of("priority", PRIORITIES),
         CheckConstraint(
             "(finished_at IS NOT NULL) = (state IN ('succeeded', 'failed', 'cancelled'))", "finished"
         ),
@@ -177,7 +168,7 @@ class Cycle(Table):
     __tablename__ = "cycles"
     __table_args__ = (
         UniqueConstraint("job_id", "index"),
-        _one_of("state", CYCLE_STATES),
+        one_of("state", CYCLE_STATES),
         *(Index(name, *columns, postgresql_where=IS_CLAIMABLE) for name, columns in CLAIM_INDEXES.items()),
         CheckConstraint(
             "(state = 'succeeded' AND selects_core) = (output_core_id IS NOT NULL)", "succeeded_with_core"
@@ -225,8 +216,8 @@ class Attempt(Table):
         Index("ix_attempts_open_lease", "lease_expires_at", postgresql_where=text("outcome IS NULL")),
         Index("ix_attempts_closed_at", "closed_at"),
         Index("ix_attempts_uncleared", "closed_at", postgresql_where=IS_UNCLEARED),
-        _one_of("phase", PHASES),
-        _one_of("outcome", OUTCOMES),
+        one_of("phase", PHASES),
+        one_of("outcome", OUTCOMES),
         CheckConstraint("(outcome IS NULL) = (closed_at IS NULL)", "closed"),
     )
 
@@ -320,7 +311,9 @@ class Checkpoint(Table):
     __tablename__ = "checkpoints"
     __table_args__ = (
         Index(
-            "ix_checkpoints_superseded_at", "superseded_at", postgresql_where=text("superseded_at IS NOT NULL")
+            "ix_checkpoints_superseded_at",
+            "superseded_at",
+            postgresql_where=text("superseded_at IS NOT NULL"),
         ),
     )
 
@@ -356,99 +349,3 @@ class Worker(Table):
     stopped_at: Mapped[datetime | None]
     draining_at: Mapped[datetime | None]
     """Since when somebody wants it to hand its cycle back and end."""
-
-
-class Core(Table):
-    """A set of latents to build an SAE around; never changed once written."""
-
-    __tablename__ = "cores"
-    __table_args__ = (_one_of("kind", CORE_KINDS), UniqueConstraint("name", "published_version"))
-
-    id: Mapped[str] = mapped_column(primary_key=True)
-    kind: Mapped[str]
-    cycle_id: Mapped[str | None] = mapped_column(ForeignKey("cycles.id"), unique=True)
-    """The cycle that selected it."""
-    given_cycle_id: Mapped[str | None] = mapped_column(ForeignKey("cycles.id"), unique=True)
-    """The training's cycle that it was made for, where it was."""
-    seed: Mapped[int | None]
-    n_latents: Mapped[int]
-    name: Mapped[str | None]
-    published_version: Mapped[int | None] = mapped_column(Integer)
-    object_prefix: Mapped[str]
-    provenance: Mapped[dict[str, Any] | None]
-    """What travels with it: d_model, rms, median_norm, and the trainer's `Provenance`; null in old rows."""
-    overlap: Mapped[float | None]
-    """Share of a given core's latents that the referenced cycle selected."""
-    is_weak_control: Mapped[bool | None]
-    """Whether that is too large for a control."""
-    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
-
-
-class Latent(Table):
-    """The identity of a core latent: where its encoder vector was first learned."""
-
-    __tablename__ = "latents"
-    __table_args__ = (
-        UniqueConstraint("origin_job_id", "origin_cycle", "origin_index"),
-        _one_of("origin_kind", ("learned", *CORE_KINDS)),
-    )
-
-    id: Mapped[int] = mapped_column(Identity(always=True), primary_key=True)
-    public_id: Mapped[str] = mapped_column(unique=True)
-    """`<job>.<cycle>.<sae_index>`."""
-    origin_job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"))
-    origin_cycle: Mapped[int] = mapped_column(Integer)
-    origin_index: Mapped[int]
-    origin_kind: Mapped[str] = mapped_column(server_default="learned")
-    times_selected: Mapped[int] = mapped_column(Integer)
-    last_index: Mapped[int | None] = mapped_column(Integer)
-    """The last cycle that selected it, of its own job; null where none has."""
-    dropped_at: Mapped[int | None] = mapped_column(Integer)
-    """The cycle that no longer selected it."""
-    last_share: Mapped[float | None]
-    max_share: Mapped[float | None]
-
-
-class CoreLatent(Table):
-    """One latent's place in one core; what no SAE has measured of a core that was given is null."""
-
-    __tablename__ = "core_latents"
-    __table_args__ = (
-        ForeignKeyConstraint(
-            ["parent_core_id", "parent_core_index"], ["core_latents.core_id", "core_latents.core_index"]
-        ),
-        CheckConstraint("(parent_core_id IS NULL) = (parent_core_index IS NULL)", "parent_whole"),
-        UniqueConstraint("core_id", "latent_id"),
-        UniqueConstraint("core_id", "sae_index"),
-        Index("ix_core_latents_latent_id", "latent_id"),
-        Index("ix_core_latents_parent", "parent_core_id", "parent_core_index"),
-    )
-
-    core_id: Mapped[str] = mapped_column(ForeignKey("cores.id"), primary_key=True)
-    core_index: Mapped[int] = mapped_column(Integer, primary_key=True)
-    latent_id: Mapped[int] = mapped_column(ForeignKey("latents.id"))
-    sae_index: Mapped[int | None]
-    parent_core_id: Mapped[str | None]
-    parent_core_index: Mapped[int | None] = mapped_column(Integer)
-    times_selected: Mapped[int | None] = mapped_column(Integer)
-    """In how many unbroken cycles up to this core's."""
-    score: Mapped[float | None]
-    score_se: Mapped[float | None]
-    share: Mapped[float | None]
-    rank: Mapped[int | None]
-    encoder_norm: Mapped[float | None]
-    density: Mapped[float | None]
-    decoder_cosine: Mapped[float | None]
-    firing_jaccard: Mapped[float | None]
-    is_borderline: Mapped[bool | None]
-
-
-class CycleOrigin(Table):
-    """How many latents of a cycle's core come from each origin."""
-
-    __tablename__ = "cycle_origins"
-
-    cycle_id: Mapped[str] = mapped_column(ForeignKey("cycles.id"), primary_key=True)
-    origin_job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"), primary_key=True, index=True)
-    origin_cycle: Mapped[int] = mapped_column(Integer, primary_key=True)
-    n_latents: Mapped[int]

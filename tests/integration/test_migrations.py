@@ -1,5 +1,6 @@
 """The schema that migrations make is the one that the tables say, and two replicas make it once."""
 
+import runpy
 import uuid
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -9,16 +10,20 @@ import psycopg
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
-from sqlalchemy import Connection, create_engine, inspect, text
+from sqlalchemy import Connection, create_engine, inspect, select, text, update
 from sqlalchemy.orm import Session
 from sqlalchemy.pool import NullPool
 
 import dmsae
+import dmsae.service.source_tables
 import dmsae.service.upload_tables
 from dmsae.errors import Conflict, NotFound, Unavailable
+from dmsae.service.database import Database
 from dmsae.service.migrating import is_current, migrate, unmigrate
-from dmsae.service.tables import Table
+from dmsae.service.tables import CoreLatent, Table
 from tests.conftest import RunningServices
+from tests.finished import finish_cycles
+from tests.planting import plant_job
 
 
 @pytest.fixture
@@ -80,6 +85,20 @@ def test_the_migrated_schema_is_the_one_that_the_tables_say(empty_url: str, data
         assert column_rules(found) == column_rules(wanted)
         assert index_rules(found) == index_rules(wanted)
         assert found.scalar(text("SELECT nextval('fencing_numbers')")) == 1
+
+
+def test_cores_of_before_know_how_often_each_latent_was_selected(database: Database) -> None:
+    database.run(lambda session: plant_job(session, "cpu"))
+    finish_cycles(database)
+    folder = Path(dmsae.__file__).parents[1] / "migrations" / "versions"
+    migration = runpy.run_path(str(folder / "0004_trainings.py"))
+    times = select(CoreLatent.times_selected).order_by(CoreLatent.core_id, CoreLatent.core_index)
+    with database.session_scope() as session:
+        told = session.scalars(times).all()
+        session.execute(update(CoreLatent).values(times_selected=None))
+        session.execute(text(migration["COUNT_SELECTIONS"]))
+        assert session.scalars(times).all() == told
+    assert told == [1, 1, 1, 2, 2, 1, 3, 2]
 
 
 def test_of_two_replicas_that_migrate_at_once_both_succeed(empty_url: str) -> None:
