@@ -1,6 +1,7 @@
 """Claims, renewals, results, crashes, expiries and cancellations all at once, over connections of their own.
 
-Whatever the order in which they arrive, every job ends in one state, reached once, with one lineage.
+Whatever the order in which they arrive, every job ends in one state, reached once, with one lineage. The
+database itself notes every change of a state, and each must be one that `states.py` allows.
 """
 
 import random
@@ -11,13 +12,20 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from sqlalchemy import func, select
+from sqlalchemy import func, select, text
 
-from dmsae.errors import StaleAttempt
+from dmsae.errors import Conflict, StaleAttempt
 from dmsae.service.cancelling import cancel_job, find_cancelling, finish_cancelling
 from dmsae.service.claims import Claim, StoredFile, claim_cycle
 from dmsae.service.database import Database
 from dmsae.service.leases import Report, find_expired, renew
+from dmsae.service.queue_control import (
+    change_priority,
+    hold_job,
+    pause_queue,
+    release_job,
+    resume_queue,
+)
 from dmsae.service.recording import (
     RetryPolicy,
     record_cancelled,
@@ -26,8 +34,9 @@ from dmsae.service.recording import (
     record_hand_back,
     record_success,
 )
+from dmsae.service.states import CYCLE_MOVES, JOB_MOVES
 from dmsae.service.sweeping import close_expired
-from dmsae.service.tables import FINAL_JOB_STATES, Attempt, Core, Cycle, Event, Job
+from dmsae.service.tables import FINAL_JOB_STATES, OUTCOMES, Attempt, Core, Cycle, Event, Job
 from tests.planting import (
     as_result,
     cycle_states,
@@ -37,6 +46,26 @@ from tests.planting import (
     plant_job,
     plant_worker,
 )
+
+AUDIT = """
+CREATE TABLE moves (kind text, id text, before text, after text);
+CREATE FUNCTION note_move() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    INSERT INTO moves VALUES (TG_TABLE_NAME, NEW.id,
+        CASE TG_TABLE_NAME WHEN 'attempts' THEN coalesce(to_jsonb(OLD)->>'outcome', 'open')
+            ELSE to_jsonb(OLD)->>'state' END,
+        CASE TG_TABLE_NAME WHEN 'attempts' THEN coalesce(to_jsonb(NEW)->>'outcome', 'open')
+            ELSE to_jsonb(NEW)->>'state' END);
+    RETURN NULL;
+END $$;
+CREATE TRIGGER note_move AFTER UPDATE ON jobs FOR EACH ROW
+    WHEN (OLD.state <> NEW.state) EXECUTE FUNCTION note_move();
+CREATE TRIGGER note_move AFTER UPDATE ON cycles FOR EACH ROW
+    WHEN (OLD.state <> NEW.state) EXECUTE FUNCTION note_move();
+CREATE TRIGGER note_move AFTER UPDATE ON attempts FOR EACH ROW
+    WHEN (OLD.outcome IS DISTINCT FROM NEW.outcome) EXECUTE FUNCTION note_move();
+"""
+"""Notes each change of a state, whoever makes it."""
 
 POLICY = RetryPolicy(max_attempts=4, backoff_s=0)
 N_JOBS = 4
@@ -55,10 +84,13 @@ class Fray:
         self.failures: list[BaseException] = []
         self.told: Counter[str] = Counter()
         self.cores: dict[tuple[str, int], list[Any]] = {}
+        with self.database.session_scope() as session:
+            session.execute(text(AUDIT))
         self.jobs = [self.database.run(lambda s: plant_job(s, "cpu")) for _ in range(N_JOBS)]
+        self.workers = [self.database.run(lambda s: plant_worker(s, "cpu")) for _ in range(N_WORKERS)]
 
     def run(self) -> None:
-        acts = [self.work] * N_WORKERS + [self.cancel, self.expire, self.expire]
+        acts = [self.work] * N_WORKERS + [self.cancel, self.expire, self.expire, self.meddle]
         threads = [
             threading.Thread(target=self.guard, args=(act, random.Random(self.seed * 100 + i)))
             for i, act in enumerate(acts)
@@ -86,8 +118,8 @@ class Fray:
             return set(session.scalars(select(Job.state))) <= set(FINAL_JOB_STATES)
 
     def work(self, chance: random.Random) -> None:
-        worker_id = self.database.run(lambda s: plant_worker(s, "cpu"))
-        claim = self.database.run(
+        worker_id = chance.choice(self.workers)
+        claim = self.database.run_alone(
             lambda s: claim_cycle(
                 s, worker_id=worker_id, resource_class="cpu", lease_s=LEASE_S, celery_task_id=None
             )
@@ -127,6 +159,19 @@ class Fray:
         job_id = chance.choice(self.jobs[: N_JOBS // 2])
         self.database.run(lambda s: cancel_job(s, job_id))
 
+    def meddle(self, chance: random.Random) -> None:
+        job_id = chance.choice(self.jobs)
+        try:
+            self.database.run(lambda s: hold_job(s, job_id))
+            self.database.run(lambda s: change_priority(s, job_id, chance.choice(("low", "high"))))
+            self.database.run(pause_queue)
+            time.sleep(chance.random() * 0.01)
+            self.database.run(resume_queue)
+            self.database.run(lambda s: release_job(s, job_id))
+            self.told["meddled"] += 1
+        except Conflict:
+            self.database.run(resume_queue)
+
     def expire(self, chance: random.Random) -> None:
         for expired in self.database.run(find_expired):
             if chance.random() < 0.3:
@@ -143,9 +188,22 @@ def test_every_job_ends_once_whatever_happens_at_once(database_url: str, seed: i
     assert fray.failures == []
     assert fray.told["succeeded"] > 0
     assert fray.told["expired None"] + fray.told["stale"] > 0, "nothing raced"
+    assert fray.told["meddled"] > 0
+    assert_only_allowed_moves(fray.database)
     for job_id in fray.jobs:
         assert_ended_once(fray.database, job_id)
     fray.database.dispose()
+
+
+def assert_only_allowed_moves(database: Database) -> None:
+    with database.session_scope() as session:
+        moves = {tuple(row) for row in session.execute(text("SELECT kind, before, after FROM moves"))}
+    allowed = {("jobs", before, after) for after, froms in JOB_MOVES.items() for before in froms}
+    allowed |= {("cycles", before, after) for after, froms in CYCLE_MOVES.items() for before in froms}
+    allowed |= {("attempts", "open", outcome) for outcome in OUTCOMES}
+    assert moves <= allowed
+    assert ("jobs", "queued", "running") in moves
+    assert not any(before in (*FINAL_JOB_STATES, *OUTCOMES) for _, before, _ in moves)
 
 
 def assert_ended_once(database: Database, job_id: str) -> None:
