@@ -1,13 +1,14 @@
-"""The trainer's entry point: one cycle as a process, reported line by line.
+"""The trainer's entry point: one cycle, or one match of cores, as a process, reported line by line.
 
-`python -m dmsae.cycle SPEC.json OUT/ [--core DIR] [--cache DIR] [--inputs DIR] [--allowed-root DIR] ...`
+`python -m dmsae.cycle SPEC.json OUT/ [--core DIR] [--sources DIR] [--cache DIR] [--inputs DIR] ...`
 
 Ties itself to its supervisor, reads the spec, and turns whatever goes wrong into one line and an exit status.
-It loads torch only after that; the steps of a cycle are in `cycle_steps.py`.
+It loads torch only after that; the steps of a cycle are in `cycle_steps.py`, of a match in `match_run.py`.
 """
 
 import argparse
 import errno
+import json
 import os
 import sys
 import threading
@@ -16,7 +17,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from dmsae.config import ACTIVATION_CACHE_BYTES, CycleConfig, CycleSpec
+from dmsae.config import ACTIVATION_CACHE_BYTES, CycleSpec, MatchSpec, RunConfig
 from dmsae.errors import CycleFailed
 from dmsae.reporting import LineReport, claim_stdout
 from dmsae.supervision import tie_to_parent
@@ -68,13 +69,14 @@ KINDS = {(1, "distillation"), (1, "training")}
 """Where pydantic names the kind of a config, which is no field."""
 
 
-def read_spec(file: Path) -> CycleSpec:
-    """Read and check a spec.
+def read_spec(file: Path) -> CycleSpec | MatchSpec:
+    """Read and check a spec, of a cycle or of a match.
 
     Raises: CycleFailed with `spec_unsupported`, naming the field.
     """
     try:
-        return CycleSpec.model_validate_json(file.read_bytes())
+        content = file.read_bytes()
+        return (MatchSpec if _is_match(content) else CycleSpec).model_validate_json(content)
     except OSError as error:
         raise CycleFailed("spec_unsupported", f"The spec {file} cannot be read: {error.strerror}.") from error
     except ValidationError as error:
@@ -83,6 +85,16 @@ def read_spec(file: Path) -> CycleSpec:
         place = [*loc, first.get("ctx", {}).get("param", "")]
         param = ".".join(str(part) for part in place if part != "") or None
         raise CycleFailed("spec_unsupported", f"{param or 'SPEC'}: {first['msg']}", param=param) from error
+
+
+def _is_match(content: bytes) -> bool:
+    """Tell whether a spec compares cores; one that is no JSON is refused as a cycle's."""
+    try:
+        spec = json.loads(content)
+    except (ValueError, RecursionError):
+        return False
+    config = spec.get("config") if isinstance(spec, dict) else None
+    return isinstance(config, dict) and "cores" in config and "cycle_index" not in spec
 
 
 def as_failure(error: Exception) -> CycleFailed:
@@ -102,7 +114,7 @@ def as_failure(error: Exception) -> CycleFailed:
 
 def _parse(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m dmsae.cycle", description="Run one cycle.")
-    parser.add_argument("spec", type=Path, metavar="SPEC.json", help="a dmsae.config.CycleSpec")
+    parser.add_argument("spec", type=Path, metavar="SPEC.json", help="a dmsae.config.CycleSpec or MatchSpec")
     parser.add_argument("out", type=Path, metavar="OUT", help="folder to write; absent or empty")
     parser.add_argument(
         "--core", type=Path, help="core/ folder of the cycle before; absent for cycle 0 and a training"
@@ -139,7 +151,7 @@ def default_cache() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dmsae"
 
 
-def environment_for(config: CycleConfig) -> dict[str, str]:
+def environment_for(config: RunConfig) -> dict[str, str]:
     """Give what the libraries' environment must hold for these settings."""
     asks_hub = "hub" in (config.model.source, config.data.text.source)
     return ENVIRONMENT if asks_hub else {**ENVIRONMENT, **OFFLINE}
@@ -152,7 +164,6 @@ def _run(arguments: argparse.Namespace, report: LineReport, is_asked: threading.
     os.environ.setdefault("TRITON_CACHE_DIR", str(arguments.cache / "triton"))
     from dmsae.checkpoints import Checkpoints
     from dmsae.cycle_inputs import Places
-    from dmsae.cycle_steps import run_cycle
 
     places = Places(
         cache_dir=arguments.cache,
@@ -164,6 +175,13 @@ def _run(arguments: argparse.Namespace, report: LineReport, is_asked: threading.
         resume_dir=arguments.resume,
         n_parts=arguments.parts,
     )
+    if isinstance(spec, MatchSpec):
+        from dmsae.match_run import run_match
+
+        run_match(spec, arguments.out, places=places, report=report)
+        return
+    from dmsae.cycle_steps import run_cycle
+
     folder, every_s = arguments.checkpoints, arguments.checkpoint_every_s
     checkpoints = None if folder is None else Checkpoints(folder, every_s=every_s, is_asked=is_asked)
     run_cycle(spec, arguments.out, places=places, report=report, checkpoints=checkpoints)

@@ -19,8 +19,10 @@ from dmsae.checkpoints import Checkpoint
 from dmsae.config import (
     ACTIVATION_CACHE_BYTES,
     SPLIT_SALT,
+    ActivationConfig,
     CycleConfig,
     CycleSpec,
+    RunConfig,
 )
 from dmsae.contexts import Contexts, TokenisedText
 from dmsae.core_inputs import read_core, read_given, require_scale
@@ -64,6 +66,16 @@ class Places:
     activation_cache_bytes: int = ACTIVATION_CACHE_BYTES
     """Room for harvested training activations below the cache folder; 0 keeps none."""
 
+    @property
+    def activation_cache(self) -> ActivationCache:
+        """Where activations are kept for later cycles."""
+        return ActivationCache(self.cache_dir / "activations", max_bytes=self.activation_cache_bytes)
+
+    def in_parts(self, config: ActivationConfig) -> ActivationConfig:
+        """Let the model read fewer contexts at once, where batches are computed in parts."""
+        n_contexts = max(1, config.model_batch_contexts // self.n_parts)
+        return config.model_copy(update={"model_batch_contexts": n_contexts})
+
 
 @dataclass(frozen=True)
 class CycleRun:
@@ -86,12 +98,6 @@ class CycleRun:
     def cache_dir(self) -> Path:
         """Where what was read, converted or harvested is kept."""
         return self.places.cache_dir
-
-    @property
-    def activation_cache(self) -> ActivationCache:
-        """Where activations are kept for later cycles."""
-        root, max_bytes = self.cache_dir / "activations", self.places.activation_cache_bytes
-        return ActivationCache(root, max_bytes=max_bytes)
 
     @property
     def previous(self) -> Core | None:
@@ -132,11 +138,7 @@ class CycleRun:
 
     def harvester(self, tell: Callable[[int], None] = lambda _: None) -> Harvester:
         """Give what reads this run's activations; `tell` hears how many tokens each batch held."""
-        config, n_parts = self.config.activations, self.places.n_parts
-        n_contexts = max(1, config.model_batch_contexts // n_parts)
-        return Harvester(
-            self.loaded, self.hook, config.model_copy(update={"model_batch_contexts": n_contexts}), tell
-        )
+        return Harvester(self.loaded, self.hook, self.places.in_parts(self.config.activations), tell)
 
     def facts(self) -> dict[str, Any]:
         """Give what the model really runs with, and where it is cut, for `metrics.json`."""
@@ -196,7 +198,7 @@ def open_run(
     return run
 
 
-def open_device(config: CycleConfig) -> torch.device:
+def open_device(config: RunConfig) -> torch.device:
     """Give the device that the settings ask for; which GPU `cuda` is was decided by who started the trainer.
 
     Raises: CycleFailed with `device_unavailable`; nothing falls back to the CPU.
@@ -213,23 +215,27 @@ def open_device(config: CycleConfig) -> torch.device:
 
 
 def check_run(run: CycleRun) -> None:
-    """Refuse a core that does not fit, and say what model runs and where it is cut.
+    """Refuse a core that does not fit; say what model runs and where it is cut.
 
     Raises: CycleFailed with `core_mismatch`, `core_too_large` or `core_empty`.
     """
-    loaded, hook = run.loaded, run.hook
     if run.core is not None:
         run.core.require_provenance(provenance(run))
         require_scale(run.config.activations, run.core)
-        require_fit(run.core, run.config.layout, d_model=loaded.d_model)
+        require_fit(run.core, run.config.layout, d_model=run.loaded.d_model)
+    tell_model(run.report, run.loaded, run.hook)
+
+
+def tell_model(report: Report, loaded: LoadedModel, hook: HookPoint) -> None:
+    """Say what model runs and where it is cut."""
     facts = loaded.facts()
-    run.report.event(
+    report.event(
         "model_loaded",
         f"A {loaded.model_type} in {facts['model_dtype']} with {loaded.attention} attention on "
         f"{loaded.device}, revision {loaded.revision}.",
         facts,
     )
-    run.report.event(
+    report.event(
         "hook_resolved",
         f"Activations are the output of {hook.path}, {hook.hook} of layer {hook.layer} of 0 to "
         f"{loaded.n_layers - 1}.",
@@ -245,13 +251,17 @@ def check_run(run: CycleRun) -> None:
 
 def provenance(run: CycleRun) -> Provenance:
     """Say what this run's activations are."""
-    activations = run.config.activations
+    return provenance_of(run.config, run.loaded, run.hook)
+
+
+def provenance_of(config: RunConfig, loaded: LoadedModel, hook: HookPoint) -> Provenance:
+    """Say what the activations of these settings are."""
     return Provenance(
-        model_revision=run.loaded.revision,
-        hook=f"{run.hook.path}:{run.hook.hook}",
-        dtype=activations.model_dtype,
-        special_ids=run.loaded.special_ids,
-        split=tuple(run.config.data.split),
+        model_revision=loaded.revision,
+        hook=f"{hook.path}:{hook.hook}",
+        dtype=config.activations.model_dtype,
+        special_ids=loaded.special_ids,
+        split=tuple(config.data.split),
         split_salt=SPLIT_SALT,
     )
 
@@ -306,7 +316,7 @@ def _harvest(run: CycleRun, tokens: TokenisedText) -> Harvest:
     troubles: list[str] = []
 
     def read(part: Part, n_tokens: int, *, max_norm: float) -> list[ContextBatch]:
-        with open_batches(run, harvester, contexts[part], troubles=troubles) as kept:
+        with open_batches(run.places.activation_cache, harvester, contexts[part], troubles=troubles) as kept:
             batches = harvester.harvest(contexts[part], max_norm=max_norm, part=part, kept=kept)
             taken = list(take_kept(collect(batches, n_tokens=n_tokens, part=part), n_tokens))
         counts = (harvester.count_dropped(batch, max_norm=max_norm) for batch in taken)
@@ -335,7 +345,7 @@ def open_windows(run: CycleRun, tokens: TokenisedText, harvester: Harvester) -> 
     source = HarvestedWindows(harvester, tokens.parts["training"], n_tokens=tokens.n_candidates["training"])
     store, trouble = None, None
     try:
-        store = keep_windows(run.activation_cache, source)
+        store = keep_windows(run.places.activation_cache, source)
     except OSError as error:
         trouble = error.strerror or str(error)
     return Windows(source, max_resident_bytes=MAX_RESIDENT_BYTES, store=store, trouble=trouble)
@@ -343,14 +353,14 @@ def open_windows(run: CycleRun, tokens: TokenisedText, harvester: Harvester) -> 
 
 @contextmanager
 def open_batches(
-    run: CycleRun, harvester: Harvester, contexts: Contexts, *, troubles: list[str]
+    cache: ActivationCache, harvester: Harvester, contexts: Contexts, *, troubles: list[str]
 ) -> Iterator[KeptBatches | None]:
     """Open the place of a part that is measured on in the cache; where there is none, nothing is kept.
 
     Mutates: adds to `troubles` why not all could be kept.
     """
     try:
-        kept = keep_batches(run.activation_cache, harvester, contexts)
+        kept = keep_batches(cache, harvester, contexts)
     except OSError as error:
         troubles.append(error.strerror or str(error))
         yield None

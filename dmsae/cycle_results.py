@@ -116,8 +116,8 @@ def save(run: CycleRun, out: Path, results: Results, *, metrics: dict[str, Any])
     if run.given is not None:
         save_core(out / "given", run.given.core)
         lineage["given"] = run.given.to_lineage()
-    _write_json(out / "lineage.json", lineage)
-    _write_json(out / "metrics.json", metrics)
+    write_json(out / "lineage.json", lineage)
+    write_json(out / "metrics.json", metrics)
 
 
 def sae_facts(run: CycleRun, selection: Selection) -> dict[str, Any]:
@@ -151,5 +151,6 @@ def sae_lens_facts(run: CycleRun) -> dict[str, Any]:
     }
 
 
-def _write_json(file: Path, record: dict[str, Any]) -> None:
+def write_json(file: Path, record: dict[str, Any]) -> None:
+    """Write a record, null in the place of every number that is not finite."""
     file.write_text(json.dumps(finite_or_null(record), indent=1, allow_nan=False) + "\n", encoding="utf-8")

@@ -38,22 +38,22 @@ class Figures(NamedTuple):
 class SourceCycle:
     """One finished cycle's folder; each file is read when it is first needed."""
 
-    def __init__(self, sources_dir: Path | None, ref: CycleRef) -> None:
-        """Find a cycle's folder.
+    def __init__(self, sources_dir: Path | None, ref: CycleRef, *, param: str = "core.cycle") -> None:
+        """Find the folder of the cycle that the setting `param` names.
 
         Raises: CycleFailed(core_mismatch) where there is none, or it is another cycle's.
         """
         if sources_dir is None:
             rule = "what the cycle stored must lie in the folder --sources, and none was given"
-            raise CycleFailed("core_mismatch", f"core.cycle = {ref.folder_name}: {rule}", param="core.cycle")
-        self.folder, self.ref = sources_dir / ref.folder_name, ref
+            raise CycleFailed("core_mismatch", f"{param} = {ref.folder_name}: {rule}", param=param)
+        self.folder, self.ref, self._param = sources_dir / ref.folder_name, ref, param
         with self._reading():
             found = f"{self.facts['job_id']}.{self.facts['cycle_index']}"
         if found != ref.folder_name:
             raise CycleFailed(
                 "core_mismatch",
-                f"core.cycle = {ref.folder_name}: its folder holds what {found} stored",
-                param="core.cycle",
+                f"{param} = {ref.folder_name}: its folder holds what {found} stored",
+                param=param,
             )
 
     @cached_property
@@ -181,7 +181,7 @@ class SourceCycle:
             reason = f"no {error}" if isinstance(error, KeyError) else str(error).splitlines()[0]
             raise CycleFailed(
                 "core_mismatch",
-                f"core.cycle = {self.ref.folder_name}: {str(self.folder)!r} must hold what a finished cycle "
-                f"stored ({reason})",
-                param="core.cycle",
+                f"{self._param} = {self.ref.folder_name}: {str(self.folder)!r} must hold what a finished "
+                f"cycle stored ({reason})",
+                param=self._param,
             ) from error

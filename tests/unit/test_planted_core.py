@@ -5,6 +5,7 @@ strong and as frequent, and the SAE learns them too, but nothing reads them.
 """
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import NamedTuple
 
 import pytest
@@ -15,7 +16,9 @@ from dmsae.activations import ContextBatch, Scale
 from dmsae.attribution import Attribution, attribute
 from dmsae.config import CycleSpec
 from dmsae.identity import lineage_record
+from dmsae.matching import Firings, align_all, matches_of, pairs_of
 from dmsae.metrics import evaluate
+from dmsae.randomness import named_generator
 from dmsae.sae import Core, MatryoshkaSae
 from dmsae.selection import Selection, build_core, select
 from dmsae.training import Trainer
@@ -62,8 +65,8 @@ class Cycle(NamedTuple):
     core: Core
 
 
-def run_cycle(world: World, *, cycle_index: int, given: Core | None) -> Cycle:
-    """Train, attribute and select as the trainer does."""
+def run_cycle(world: World, *, cycle_index: int, given: Core | None, seed: int = 0) -> Cycle:
+    """Train, attribute and select as the trainer does; a chain of its own for every seed."""
     spec = CycleSpec.model_validate(
         tiny_spec(
             "/models/planted",
@@ -75,8 +78,10 @@ def run_cycle(world: World, *, cycle_index: int, given: Core | None) -> Cycle:
         )
     )
     rms = rms_of(world.contexts(200, seed=0))
-    tokens = world.contexts(N_STEPS * BATCH_TOKENS // 16, seed=1 + cycle_index).activations.flatten(0, 1)
-    trainer = Trainer(spec.config, given, Batches(tokens / rms, BATCH_TOKENS), seed=cycle_index)
+    tokens = world.contexts(N_STEPS * BATCH_TOKENS // 16, seed=1 + cycle_index + seed).activations.flatten(
+        0, 1
+    )
+    trainer = Trainer(spec.config, given, Batches(tokens / rms, BATCH_TOKENS), seed=cycle_index + seed)
     for _ in trainer.run():
         pass
     sae = trainer.finish().sae
@@ -139,3 +144,33 @@ def test_the_next_cycle_selects_the_planted_core_again_as_the_same_latents(world
     record = lineage_record(second.selection, evaluation.drift)
     assert not record["identity_lost"]
     assert min(entry["decoder_cosine"] for entry in record["core"] if entry["decoder_cosine"]) > 0.9
+
+
+def test_two_chains_find_the_planted_core_and_match_it_while_random_latents_match_nothing(world, first):
+    other = run_cycle(world, cycle_index=0, given=None, seed=1000)
+    cores = [first.core, other.core, random_like(first.core)]
+    generators = {pair: named_generator(0, "match", *pair) for pair in pairs_of(3)}
+    aligned = align_all(cores, min_cosine=0.7, generators=generators)
+    firings = Firings(cores, aligned, torch.device("cpu"))
+    firings.add(world.contexts(200, seed=102).activations.flatten(0, 1))
+    matches = {
+        pair: matches_of(found, firings.correlations(pair), min_correlation=0.5)
+        for pair, found in aligned.items()
+    }
+    found = {direction for match in matches[0, 1] for direction in read_by(world, first.core, match.a_index)}
+    assert found == set(range(N_READ))
+    assert matches[0, 2] == matches[1, 2] == []
+    assert aligned[0, 1].best_cosine > 0.9 > 2 * aligned[0, 1].best_cosine_random
+
+
+def read_by(world: World, core: Core, core_index: int) -> list[int]:
+    """Give the planted directions that a latent of a core stands for."""
+    return (cosines(world, core.W_dec)[core_index] > 0.9).nonzero().flatten().tolist()
+
+
+def random_like(core: Core) -> Core:
+    """A core of as many random directions."""
+    rows = torch.randn(core.W_dec.shape, generator=torch.Generator().manual_seed(5))
+    rows /= rows.norm(dim=1, keepdim=True)
+    names = [replace(latent, latent_id=f"dst_2.0.{place}") for place, latent in enumerate(core.latents)]
+    return replace(core, W_dec=rows, W_enc=rows.T.contiguous(), latents=names)
