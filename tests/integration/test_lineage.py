@@ -28,7 +28,8 @@ def core_of(database: Database, job_id: str) -> Callable[..., CoreView]:
 
 
 def rows(core: CoreView) -> list[tuple[int, int, int]]:
-    return [(m.latent.origin_cycle, m.latent.origin_index, m.place.times_selected) for m in core.members.items]
+    members = ((member.latent, member.place) for member in core.members.items)
+    return [(latent.origin_cycle, latent.origin_index, place.times_selected) for latent, place in members]
 
 
 def test_the_core_is_the_last_cycles_in_the_order_of_its_rows(
