@@ -144,7 +144,6 @@ def test_the_selected_core_at_the_same_k_starts_as_the_next_cycle_would(model, s
     mine, other = (read(out / "metrics.json") for out in (trained["selected"][0], tmp_path / "next"))
     assert mine["prefix_widths"] == other["prefix_widths"]
     assert mine["rms"] == other["rms"]
-    assert mine["retention"] == pytest.approx(other["retention"], abs=0.5)
 
 
 def test_an_sae_without_a_core_is_as_wide_as_one_around_it_where_that_is_asked_for(
