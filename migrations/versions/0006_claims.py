@@ -109,6 +109,7 @@ DECLARE
     v_elsewhere text[];
     v_free_since timestamptz;
     v_starved_since timestamptz;
+    v_is_paused boolean;
     v_is_any_starved boolean;
     v_owner record;
     v_owner_id text;
@@ -116,74 +117,82 @@ DECLARE
     v_cycle_id text;
     v_job_id text;
     v_job_state text;
+    v_is_first boolean;
     v_seq bigint;
 BEGIN
     PERFORM set_config('synchronous_commit', 'off', true);
     SELECT w.memory_bytes, w.cache_keys INTO v_memory, v_mine FROM workers w WHERE w.id = p_worker_id;
     v_mine := coalesce(v_mine, '{{}}');
     PERFORM pg_advisory_xact_lock(1684894465);
-    IF EXISTS (SELECT FROM queue_pauses) THEN
-        RETURN;
-    END IF;
     v_now := clock_timestamp();
     v_starved_since := v_now - make_interval(secs => p_starvation_s);
     v_free_since := v_now - make_interval(secs => least(p_affinity_wait_s, p_starvation_s));
-    SELECT coalesce(array_agg(DISTINCT held.key) FILTER (WHERE held.key <> ALL (v_mine)), '{{}}')
-    INTO v_elsewhere
+    SELECT
+        EXISTS (SELECT FROM queue_pauses),
+        EXISTS (SELECT FROM cycles c WHERE {QUEUED} AND c.queued_at <= v_starved_since),
+        coalesce(array_agg(held.key), '{{}}')
+    INTO v_is_paused, v_is_any_starved, v_elsewhere
     FROM (
         SELECT unnest(w.cache_keys) AS key FROM workers w
         WHERE w.id <> p_worker_id AND w.resource_class = p_resource_class AND w.cache_keys <> '{{}}'
             AND w.stopped_at IS NULL AND w.last_seen_at > v_now - make_interval(secs => p_alive_s)
-        UNION ALL
+        UNION
         SELECT a.cache_key FROM attempts a
         WHERE a.outcome IS NULL AND a.cache_key IS NOT NULL AND a.worker_id <> p_worker_id
             AND a.lease_expires_at > v_now
-    ) held;
-    v_is_any_starved := EXISTS (
-        SELECT FROM cycles c WHERE c.state = 'queued' AND NOT c.held
-            AND c.resource_class = p_resource_class AND c.queued_at <= v_starved_since);
+    ) held
+    WHERE held.key <> ALL (v_mine);
+    IF v_is_paused THEN
+        RETURN;
+    END IF;
 
-    FOR v_owner IN
-        SELECT waiting.owner_id, waiting.priority_rank,
-            CASE WHEN waiting.ratio <= waiting.mean_ratio * 1.000001 THEN waiting.starved_at END AS starved_at
-        FROM (
-            SELECT o.id AS owner_id, head.priority_rank, head.queued_at, starved.queued_at AS starved_at,
-                coalesce(s.device_s, 0) / o.weight AS ratio,
-                avg(coalesce(s.device_s, 0) / o.weight) OVER () AS mean_ratio,
-                CASE WHEN head.priority_rank = 0
-                        AND coalesce(s.high_s, 0) >= coalesce(o.high_quota_s, p_high_quota_s)
-                    THEN 1 ELSE head.priority_rank END AS level
-            FROM owners o
-            JOIN LATERAL (
-                SELECT c.priority_rank, c.queued_at FROM cycles c
-                WHERE {QUEUED} AND c.owner_id = o.id
-                    {FITS}
-                    {FREE}
-                ORDER BY c.priority_rank, c.queued_at, c.id LIMIT 1
-            ) head ON true
-            LEFT JOIN LATERAL (
-                SELECT c.queued_at FROM cycles c
-                WHERE v_is_any_starved AND {QUEUED} AND c.owner_id = o.id
-                    AND c.queued_at <= v_starved_since
-                    {FITS}
-                ORDER BY c.queued_at, c.id LIMIT 1
-            ) starved ON true
-            LEFT JOIN owner_shares(v_now, p_window_s, p_least_charge_s) s ON s.owner_id = o.id
-            WHERE o.max_running IS NULL OR coalesce(s.n_running, 0) < o.max_running
-        ) waiting
-        ORDER BY 3 NULLS LAST, waiting.level, waiting.ratio, waiting.queued_at, waiting.owner_id
-    LOOP
-        v_cycle_id := NULL;
-        IF v_owner.starved_at IS NOT NULL THEN
+    IF v_is_any_starved THEN
+        FOR v_owner IN
+            SELECT waiting.owner_id
+            FROM (
+                SELECT o.id AS owner_id, oldest.queued_at, coalesce(s.device_s, 0) / o.weight AS ratio,
+                    avg(coalesce(s.device_s, 0) / o.weight) OVER () AS mean_ratio
+                FROM owners o
+                JOIN LATERAL (
+                    SELECT c.queued_at FROM cycles c WHERE {QUEUED} AND c.owner_id = o.id
+                        {FITS}
+                    ORDER BY c.queued_at, c.id LIMIT 1
+                ) oldest ON true
+                LEFT JOIN owner_shares(v_now, p_window_s, p_least_charge_s) s ON s.owner_id = o.id
+                WHERE o.max_running IS NULL OR coalesce(s.n_running, 0) < o.max_running
+            ) waiting
+            WHERE waiting.queued_at <= v_starved_since AND waiting.ratio <= waiting.mean_ratio * 1.000001
+            ORDER BY waiting.queued_at, waiting.owner_id
+        LOOP
             SELECT c.id, j.id, j.state INTO v_cycle_id, v_job_id, v_job_state
             FROM cycles c JOIN jobs j ON j.id = c.job_id
-            WHERE {QUEUED} AND c.owner_id = v_owner.owner_id
-                AND c.queued_at <= v_starved_since
+            WHERE {QUEUED} AND c.owner_id = v_owner.owner_id AND c.queued_at <= v_starved_since
                 {FITS}
                 {RUNNABLE}
             ORDER BY c.queued_at, c.id LIMIT 1
             FOR NO KEY UPDATE OF j, c SKIP LOCKED;
-        ELSIF v_mine <> '{{}}' THEN
+            EXIT WHEN v_cycle_id IS NOT NULL;
+        END LOOP;
+    END IF;
+
+    FOR v_owner IN
+        SELECT o.id AS owner_id, head.priority_rank
+        FROM owners o
+        JOIN LATERAL (
+            SELECT c.priority_rank, c.queued_at FROM cycles c WHERE {QUEUED} AND c.owner_id = o.id
+                {FITS}
+                {FREE}
+            ORDER BY c.priority_rank, c.queued_at, c.id LIMIT 1
+        ) head ON true
+        LEFT JOIN owner_shares(v_now, p_window_s, p_least_charge_s) s ON s.owner_id = o.id
+        WHERE v_cycle_id IS NULL AND (o.max_running IS NULL OR coalesce(s.n_running, 0) < o.max_running)
+        ORDER BY
+            CASE WHEN head.priority_rank = 0
+                AND coalesce(s.high_s, 0) >= coalesce(o.high_quota_s, p_high_quota_s)
+            THEN 1 ELSE head.priority_rank END,
+            coalesce(s.device_s, 0) / o.weight, head.queued_at, o.id
+    LOOP
+        IF v_mine <> '{{}}' THEN
             SELECT c.id, j.id, j.state INTO v_cycle_id, v_job_id, v_job_state
             FROM cycles c JOIN jobs j ON j.id = c.job_id
             WHERE c.id = (
@@ -230,20 +239,24 @@ BEGIN
         nextval('fencing_numbers'), p_worker_id, p_celery_task_id,
         v_now, v_now + make_interval(secs => p_lease_s), v_owner_id, v_rank, cache_key)
     RETURNING attempts.number, attempts.fence INTO attempt_number, fence;
-    IF v_job_state = 'queued' THEN
-        UPDATE jobs j SET state = 'running', state_reason = NULL, started_at = coalesce(j.started_at, v_now),
-            version = j.version + 3, event_seq = j.event_seq + 2
-        WHERE j.id = v_job_id RETURNING j.event_seq, j.config INTO v_seq, config;
-        INSERT INTO events (job_id, seq, kind, message, cycle_index, attempt_number)
-        VALUES (v_job_id, v_seq - 1, 'job_started', 'The job runs.', cycle_index, attempt_number);
-    ELSE
-        UPDATE jobs j SET version = j.version + 1, event_seq = j.event_seq + 1
-        WHERE j.id = v_job_id RETURNING j.event_seq, j.config INTO v_seq, config;
-    END IF;
+    v_is_first := v_job_state = 'queued';
+    UPDATE jobs j SET
+        state = 'running',
+        state_reason = CASE WHEN v_is_first THEN NULL ELSE j.state_reason END,
+        started_at = CASE WHEN v_is_first THEN coalesce(j.started_at, v_now) ELSE j.started_at END,
+        version = j.version + CASE WHEN v_is_first THEN 3 ELSE 1 END,
+        event_seq = j.event_seq + CASE WHEN v_is_first THEN 2 ELSE 1 END
+    WHERE j.id = v_job_id
+    RETURNING j.event_seq, j.config INTO v_seq, config;
     INSERT INTO events (job_id, seq, kind, message, cycle_index, attempt_number, data)
-    VALUES (v_job_id, v_seq, 'attempt_opened',
-        format('Attempt %s at cycle %s began on %s.', attempt_number, cycle_index, p_worker_id),
-        cycle_index, attempt_number, jsonb_build_object('worker_id', p_worker_id, 'fence', fence));
+    SELECT v_job_id, told.seq, told.kind, told.message, cycle_index, attempt_number, told.data
+    FROM (VALUES
+        (v_seq - 1, 'job_started', 'The job runs.', '{{}}'::jsonb),
+        (v_seq, 'attempt_opened',
+            format('Attempt %s at cycle %s began on %s.', attempt_number, cycle_index, p_worker_id),
+            jsonb_build_object('worker_id', p_worker_id, 'fence', fence))
+    ) AS told (seq, kind, message, data)
+    WHERE v_is_first OR told.seq = v_seq;
     RETURN NEXT;
 END
 $$
