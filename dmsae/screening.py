@@ -99,6 +99,25 @@ class Screen:
         found, self._border = found.at_least_border(budget)
         return _without_late_ties(found.in_order(len(x)), budget, border=self._border)
 
+    def find_above(
+        self,
+        x: Float[Tensor, "batch d_model"],
+        rows: Float[Tensor, "n_latents d_model"],
+        bias: Float[Tensor, " n_latents"],
+        *,
+        floor: float,
+        n_most: int,
+    ) -> Found | None:
+        """Find all positive values at or above `floor`, or at least the `n_most` largest of them.
+
+        In no order. None where a norm or a bias is not finite.
+        """
+        estimates = self._estimator.estimate(x, rows, bias)
+        if not estimates.is_finite():
+            return None
+        search = _Search(x, rows, bias, estimates=estimates, budget=n_most)
+        return search.run(np.float32(floor), self._workers)
+
 
 class _Search:
     """A search in one batch, that may be run again from another floor."""

@@ -10,6 +10,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from dmsae.config import CycleConfig
+from dmsae.errors import CycleFailed
 from dmsae.estimates import has_fast_int8
 from dmsae.losses import Losses
 from dmsae.row_adam import shared_by
@@ -41,16 +42,12 @@ class SparseStep(RowStep):
 
     def select(self, x: Float[Tensor, "batch d_model"]) -> Selected:
         """Encode a batch and choose what is active: nothing where anything is not finite."""
-        n_exempt, weights = self._sparsity.n_exempt, self._weights
-        centred = x - weights.b_dec
-        exempt = centred @ weights.W_enc[:n_exempt].T + weights.b_enc[:n_exempt]
+        n_exempt, (centred, exempt) = self._sparsity.n_exempt, self._encode_exempt(x)
         tokens, latents = (exempt > 0).nonzero(as_tuple=True)
         budget = self._sparsity.budget(len(tokens), n_tokens=len(x))
-        found = self._screen.find_largest(
-            centred, weights.W_enc[n_exempt:], weights.b_enc[n_exempt:], budget=budget
-        )
+        found = self._screen.find_largest(centred, *self._competing(), budget=budget)
         self._active = None
-        n_active = np.zeros(len(weights.b_enc), np.int64)
+        n_active = np.zeros(len(self._weights.b_enc), np.int64)
         if found is not None and exempt.isfinite().all():
             of_core = Found(tokens.numpy(), latents.numpy(), exempt[tokens, latents].numpy())
             others = found._replace(latents=found.latents + n_exempt)
@@ -58,6 +55,19 @@ class SparseStep(RowStep):
             self._active = Active.of(x, centred, both)
             n_active = np.bincount(both.latents, minlength=len(n_active))
         return Selected(torch.from_numpy(n_active), budget)
+
+    def encode_above(
+        self, x: Float[Tensor, "batch d_model"], *, floor: float, n_most: int
+    ) -> tuple[int, Float[Tensor, " n_found"]]:
+        """Encode for the inference threshold (`sparsity.EncodeAbove`), with the weights as they stand.
+
+        Raises: CycleFailed(non_finite).
+        """
+        centred, exempt = self._encode_exempt(x)
+        found = self._screen.find_above(centred, *self._competing(), floor=floor, n_most=n_most)
+        if found is None or not exempt.isfinite().all():
+            raise CycleFailed("non_finite", "threshold: pre-activations are not finite", tensor="pre_acts")
+        return int((exempt > 0).sum()), torch.from_numpy(found.values)
 
     def losses(self, *, is_dead: Bool[Tensor, " n_latents"]) -> Losses:
         """Give the losses of what was selected; all NaN where nothing could be."""
@@ -77,3 +87,14 @@ class SparseStep(RowStep):
             return torch.tensor(torch.nan)
         gradients = self._sparse.gather(self._active, self._decoded, self._weights, self._dead)
         return self._step_down(gradients, lr=lr)
+
+    def _encode_exempt(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Give x - b_dec, and the pre-activations of the latents that do not compete."""
+        n_exempt, weights = self._sparsity.n_exempt, self._weights
+        centred = x - weights.b_dec
+        return centred, centred @ weights.W_enc[:n_exempt].T + weights.b_enc[:n_exempt]
+
+    def _competing(self) -> tuple[Tensor, Tensor]:
+        """Give the encoder vectors and biases of those that do."""
+        n_exempt = self._sparsity.n_exempt
+        return self._weights.W_enc[n_exempt:], self._weights.b_enc[n_exempt:]

@@ -5,15 +5,20 @@ Budgets are counts of activations over a whole batch, exact and rounded once (ME
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import NamedTuple, Self
+from typing import NamedTuple, Protocol, Self
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float
+from numpy.typing import NDArray
 from torch import Tensor
 
 from dmsae.config import SaeConfig
 from dmsae.errors import CycleFailed
 from dmsae.sae import MatryoshkaSae
+
+GUESSED = 2
+"""The search for a threshold looks above what so many times the first batch's budget reaches."""
 
 
 class Sparse(NamedTuple):
@@ -120,6 +125,31 @@ class Calibration(NamedTuple):
         return self.budget / self.n_tokens
 
 
+class EncodeAbove(Protocol):
+    """Encodes a batch as far as a threshold needs it."""
+
+    def __call__(
+        self, x: Float[Tensor, "batch d_model"], *, floor: float, n_most: int
+    ) -> tuple[int, Float[Tensor, " n_found"]]:
+        """Give how many activations of the exempt are positive, and those of the others above `floor`.
+
+        Of these the `n_most` largest will do; more, and lower positive ones, do no harm.
+        """
+
+
+def encode_all(sae: MatryoshkaSae, sparsity: Sparsity) -> EncodeAbove:
+    """Encode by the dense product, on any device."""
+
+    def encode(
+        x: Float[Tensor, "batch d_model"], *, floor: float, n_most: int
+    ) -> tuple[int, Float[Tensor, " n_found"]]:
+        del n_most
+        exempt, others = sae.pre_acts(x).tensor_split([sparsity.n_exempt], dim=1)
+        return int((exempt > 0).sum()), others[others > floor]
+
+    return encode
+
+
 @torch.no_grad()
 def calibrate(
     sae: MatryoshkaSae,
@@ -127,43 +157,69 @@ def calibrate(
     sparsity: Sparsity,
     *,
     n_tokens: int,
+    encode: EncodeAbove | None = None,
 ) -> Calibration:
     """Find the threshold at which the mean L0 over all tokens of `batches` is the budget (METHOD 7).
 
     The budget is that of all these tokens as one batch. The threshold is 0 for the exempt, which is ReLU, and
-    one value for the others. Memory: 2 k n_tokens floats.
+    one value for the others. Encodes by the dense product where `encode` is not given. Looks only above a
+    guess made of the first batch, and goes over `batches` once more where that proves too high. Memory: 3 k
+    n_tokens floats, and what `encode` takes for a batch.
 
     Raises: CycleFailed(dataset_exhausted) where `batches` hold another number of tokens than `n_tokens`.
     """
-    n_seen, n_exempt_active = 0, 0
-    largest = _Largest(sparsity.k * n_tokens)
-    for x in batches:
-        exempt, others = sae.pre_acts(x).tensor_split([sparsity.n_exempt], dim=1)
-        n_seen, n_exempt_active = n_seen + len(x), n_exempt_active + int((exempt > 0).sum())
-        largest.add(others)
-    if n_seen != n_tokens:
-        raise CycleFailed("dataset_exhausted", f"n_tokens = {n_seen}: the threshold needs {n_tokens}")
-    budget = sparsity.budget(n_exempt_active, n_tokens=n_tokens)
+    encode = encode_all(sae, sparsity) if encode is None else encode
+    for is_guessed in (True, False):
+        largest = _Largest(sparsity.budget(0, n_tokens=n_tokens))
+        n_seen, n_exempt_active = 0, 0
+        for batch in batches:
+            x = batch.to(sae.b_dec.device)
+            if is_guessed and n_seen == 0:
+                largest.start_above(_guess(x, sparsity, encode))
+            n_active, others = encode(x, floor=largest.floor, n_most=largest.n_kept)
+            largest.add(others)
+            n_seen, n_exempt_active = n_seen + len(x), n_exempt_active + n_active
+        if n_seen != n_tokens:
+            raise CycleFailed("dataset_exhausted", f"n_tokens = {n_seen}: the threshold needs {n_tokens}")
+        budget = sparsity.budget(n_exempt_active, n_tokens=n_tokens)
+        if largest.is_known(budget):
+            break
     threshold = torch.zeros_like(sae.threshold)
     threshold[sparsity.n_exempt :] = largest.value_above_which(budget)
     return Calibration(threshold, n_tokens, n_exempt_active, budget)
 
 
+def _guess(x: Float[Tensor, "batch d_model"], sparsity: Sparsity, encode: EncodeAbove) -> float:
+    """Give what `GUESSED` times these tokens' budget lies at or above; 0 where fewer are positive."""
+    n_most = GUESSED * sparsity.k * len(x)
+    _, others = encode(x, floor=0.0, n_most=n_most)
+    return float(_nth_largest(others.cpu().numpy(), n_most)) if len(others) >= n_most else 0.0
+
+
 class _Largest:
-    """The `n_most` largest positive values of all that were added, and the next one."""
+    """The `n_most` largest positive values of all that were added, and the next one, on the host."""
 
     def __init__(self, n_most: int) -> None:
-        self._n_most = n_most
-        self._found: list[Float[Tensor, " n_found"]] = []
+        self.n_kept = n_most + 1
+        self.floor = self._start = 0.0
+        self._found: list[NDArray[np.float32]] = []
         self._n_found = 0
-        self._floor = 0.0
 
-    def add(self, values: Float[Tensor, "batch n_latents"]) -> None:
-        self._found.append(values[values > self._floor])
-        self._n_found += len(self._found[-1])
-        if self._n_found > 2 * self._n_most:
-            self._found = [torch.cat(self._found).topk(self._n_most + 1, sorted=False).values]
-            self._floor, self._n_found = self._found[0].min().item(), self._n_most + 1
+    def start_above(self, start: float) -> None:
+        """Leave out what is at or below `start`, on trust that enough will lie above."""
+        self.floor = self._start = start
+
+    def add(self, values: Float[Tensor, " n_found"]) -> None:
+        """Add values; those at or below `floor` no longer count."""
+        new = values[values > self.floor].cpu().numpy()
+        self._found.append(new)
+        self._n_found += len(new)
+        if self._n_found >= 2 * self.n_kept:
+            self._forget()
+
+    def is_known(self, n: int) -> bool:
+        """Tell whether the `n` largest are among what was found, or all positive ones where fewer are."""
+        return self._start == 0 or self._n_found >= n
 
     def value_above_which(self, n_kept: int) -> float:
         """Give the value above which `n_kept` (at most `n_most`) values lie; 0 where fewer are positive.
@@ -173,7 +229,21 @@ class _Largest:
         """
         if self._n_found < n_kept:
             return 0.0
-        largest = torch.cat(self._found).topk(min(n_kept + 1, self._n_found)).values
-        value = largest[n_kept - 1]
-        is_tied = bool(largest[n_kept:].eq(value).any())
-        return value.item() if is_tied else torch.nextafter(value, torch.zeros_like(value)).item()
+        values = np.concatenate(self._found)
+        value = _nth_largest(values, n_kept)
+        is_tied = np.count_nonzero(values >= value) > n_kept
+        return float(value if is_tied else np.nextafter(value, np.float32(0)))
+
+    def _forget(self) -> None:
+        """Leave `n_kept` values; of those that equal the least of them, as many as there is room for."""
+        values = np.concatenate(self._found)
+        least = _nth_largest(values, self.n_kept)
+        above = values[values > least]
+        self._found = [above, np.full(self.n_kept - len(above), least)]
+        self._n_found, self.floor = self.n_kept, float(least)
+
+
+def _nth_largest(values: NDArray[np.float32], n: int) -> np.float32:
+    place = len(values) - n
+    nth: np.float32 = np.partition(values, place)[place]
+    return nth

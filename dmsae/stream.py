@@ -6,7 +6,8 @@ are kept is the business of `survey.py`, where windows come from that of `window
 """
 
 from bisect import bisect_right
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -34,7 +35,8 @@ class ThresholdTokens(NamedTuple):
     n_tokens: int
     n_unseen: int
     """How many of them the cycle does not train on."""
-    batches: Iterator[Float[Tensor, "batch d_model"]]
+    batches: Iterable[Float[Tensor, "batch d_model"]]
+    """The same each time they are gone over."""
 
 
 class TokenStream:
@@ -88,7 +90,8 @@ class TokenStream:
         n_seen = min(n_tokens - n_unseen, n_trained)
         seen = _spread(n_seen, min(n_trained, max(SCALE_TOKENS, n_seen)))
         unseen = n_trained + _spread(n_unseen, n_known - n_trained)
-        return ThresholdTokens(n_seen + n_unseen, n_unseen, self._in_text_order(torch.cat([seen, unseen])))
+        batches = _Repeated(partial(self._in_text_order, torch.cat([seen, unseen])))
+        return ThresholdTokens(n_seen + n_unseen, n_unseen, batches)
 
     def state_dict(self) -> dict[str, Any]:
         """Give the position, and what is known of the windows: none need be read to find the place."""
@@ -170,3 +173,13 @@ class TokenStream:
 def _spread(n: int, n_places: int) -> Int[Tensor, " n"]:
     """Give `n` different places among the first `n_places`, evenly spread."""
     return torch.arange(n) * n_places // max(1, n)
+
+
+class _Repeated:
+    """Batches that are read anew each time they are gone over."""
+
+    def __init__(self, read: Callable[[], Iterator[Tensor]]) -> None:
+        self._read = read
+
+    def __iter__(self) -> Iterator[Tensor]:
+        return self._read()

@@ -37,7 +37,7 @@ class Batches:
     def for_threshold(self, n_tokens: int, /) -> ThresholdTokens:
         """Give the first batches."""
         batches = self.batches[: -(-n_tokens // len(self.batches[0]))]
-        return ThresholdTokens(sum(map(len, batches)), 0, iter(batches))
+        return ThresholdTokens(sum(map(len, batches)), 0, batches)
 
     def state_dict(self) -> dict[str, Any]:
         return {"step": self.step}
