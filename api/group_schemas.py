@@ -76,8 +76,12 @@ class MatchOut(Answer):
     cores: list[str]
     """`<job>.<cycle index>` of each."""
     n_latents: list[int]
+    decoder_cosine: float
+    """Least cosine of two decoder rows that match."""
+    firing_correlation: float
+    """Least correlation of their activations."""
     pairs: list[dict[str, Any]]
-    """a, b, n_matches, best_cosine_random, ... of each two cores."""
+    """Of each two cores, by place: a, b, n_aligned, n_matches, best_cosine, best_cosine_random, ..."""
     reproduced: list[list[str]]
     """For each core the ids of its latents that at least one other chain matches."""
     share_reproduced: list[float | None]

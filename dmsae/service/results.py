@@ -117,6 +117,8 @@ class Match(_Part):
 
     cores: list[str] = Field(min_length=2)
     n_latents: list[int]
+    decoder_cosine: float
+    firing_correlation: float
     pairs: list[dict[str, Any]]
     reproduced: list[list[str]]
     share_reproduced: list[float | None]

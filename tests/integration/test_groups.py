@@ -61,6 +61,8 @@ def found_by_both(chains: Chains) -> MatchResult:
     told: dict[str, Any] = {
         "cores": [f"{job_id}.0" for job_id in chains.ids],
         "n_latents": [2, 2],
+        "decoder_cosine": 0.7,
+        "firing_correlation": 0.5,
         "pairs": [pair],
         "reproduced": reproduced,
         "share_reproduced": [0.5, 0.5],
