@@ -74,4 +74,5 @@ def loops(kinds: list[Any]) -> Iterator[Compilation]:
 
 
 def _tuple(*members: Any) -> Any:
-    return types.Tuple(members)
+    make: Any = types.Tuple
+    return make(members)

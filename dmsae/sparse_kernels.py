@@ -29,10 +29,9 @@ def _compiled(function: _Function) -> _Function:
 
     Sums may be reordered, NaN and infinity stay what they are.
     """
-    compile_: Any = numba.njit(
-        nogil=True, error_model="numpy", fastmath={"reassoc", "contract", "nsz"}, no_cfunc_wrapper=True
-    )
-    compiled: _Function = compile_(function)
+    options: dict[str, Any] = {"nogil": True, "error_model": "numpy", "no_cfunc_wrapper": True}
+    compile_: Any = numba.njit
+    compiled: _Function = compile_(fastmath={"reassoc", "contract", "nsz"}, **options)(function)
     return compiled
 
 
