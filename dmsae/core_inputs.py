@@ -10,6 +10,7 @@ from dmsae.cores import GivenCore, make_given_core
 from dmsae.errors import CycleFailed
 from dmsae.formats import load_core
 from dmsae.sae import Core
+from dmsae.sources import NoCore
 
 
 def read_given(spec: CycleSpec, *, core_dir: Path | None, sources_dir: Path | None) -> GivenCore | None:
@@ -23,7 +24,13 @@ def read_given(spec: CycleSpec, *, core_dir: Path | None, sources_dir: Path | No
         given = f"cycle_index = {spec.cycle_index}, core = {core_dir}"
         rule = "a training is one cycle, 0, around what its settings name"
         raise CycleFailed("core_mismatch", f"{given}: {rule}.", param="core")
-    return make_given_core(spec.config.core, sources_dir, job_id=spec.job_id)
+    core = spec.config.core
+    if isinstance(core, NoCore) and core.width_of is not None and core.n_matched is None:
+        rule = "core.n_matched must say how many latents that core has"
+        raise CycleFailed(
+            "core_mismatch", f"core.width_of = {core.width_of.folder_name}: {rule}.", param="core.n_matched"
+        )
+    return make_given_core(core, sources_dir, job_id=spec.job_id)
 
 
 def read_core(spec: CycleSpec, core_dir: Path | None) -> Core | None:

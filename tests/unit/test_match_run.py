@@ -13,6 +13,7 @@ from dmsae.cycle_steps import run_cycle
 from dmsae.errors import CycleFailed
 from dmsae.formats import load_core
 from dmsae.match_run import run_match
+from dmsae.service.results import read_result
 from tests.recorder import Recorder
 from tests.tiny import save_tiny_model, tiny_spec, write_spec
 
@@ -161,5 +162,6 @@ def test_the_trainer_tells_a_match_from_a_cycle_and_speaks_the_same_protocol(mod
         "evaluating",
     ]
     assert lines[-1] == {"type": "done"}
+    assert read_result(tmp_path / "out", is_match=True).match.cores == ["dst_a.0", "dst_b.0"]
     files = sorted(file.name for file in (tmp_path / "out").iterdir())
     assert files == ["match.json", "metrics.json", "spec.json"]

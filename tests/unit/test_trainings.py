@@ -8,11 +8,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from dmsae.checkpoints import Checkpoints, fingerprint_of
 from dmsae.config import CycleSpec
 from dmsae.cycle_inputs import Places
 from dmsae.cycle_steps import run_cycle
 from dmsae.errors import CycleFailed
 from dmsae.formats import load_core
+from dmsae.service.results import read_result
 from tests.recorder import Recorder
 from tests.tiny import save_tiny_model, tiny_spec
 
@@ -252,3 +254,56 @@ def test_a_training_takes_no_core_folder_and_has_one_cycle(model, sources, tmp_p
     assert refusal(spec, tmp_path, sources_dir=sources, core_dir=core_dir).failure == "core_mismatch"
     later = {**spec, "cycle_index": 1}
     assert "cycle_index = 1" in refusal(later, tmp_path, sources_dir=sources).message
+
+
+def test_a_width_that_nobody_filled_in_is_refused_not_left_out(model, tmp_path):
+    error = refusal(training(model, {"kind": "none", "width_of": SOURCE}), tmp_path)
+    assert (error.failure, error.param) == ("core_mismatch", "core.n_matched")
+    assert "dst_source.1" in error.message
+
+
+class Killed(Exception):
+    """The process is gone."""
+
+
+class Mortal(Recorder):
+    """Dies at the first checkpoint."""
+
+    def checkpoint(self, step, path):
+        super().checkpoint(step, path)
+        raise Killed
+
+
+def test_a_training_that_broke_off_goes_on_to_the_same_bits(model, sources, trained, tmp_path):
+    spec = CycleSpec.model_validate(training(model, {"kind": "energy"}))
+    cache, report = Path(f"{model}-cache"), Mortal()
+    checkpoints = Checkpoints(tmp_path / "checkpoints", every_s=0)
+    places = Places(cache, sources_dir=sources)
+    with pytest.raises(Killed):
+        run_cycle(spec, tmp_path / "out", places=places, report=report, checkpoints=checkpoints)
+    again, place = Recorder(), Path(report.checkpoints[0][1])
+    run_cycle(
+        spec, tmp_path / "out", places=Places(cache, sources_dir=sources, resume_dir=place), report=again
+    )
+    assert again.events["resumed"][1]["step"] == report.checkpoints[0][0] > 0
+    for name in ("sae/sae_weights.safetensors", "given/core.safetensors", "lineage.json"):
+        assert (tmp_path / "out" / name).read_bytes() == (trained["energy"][0] / name).read_bytes(), name
+
+
+def test_a_checkpoint_of_a_training_around_another_core_is_not_gone_on_from(model, sources, tmp_path):
+    spec = CycleSpec.model_validate(training(model, {"kind": "energy"}))
+    other = tmp_path / "sources"
+    shutil.copytree(sources, other)
+    lineage = other / "dst_source.1" / "lineage.json"
+    lineage.write_text(lineage.read_text() + " ")
+    assert fingerprint_of(spec, None, sources) == fingerprint_of(spec, None, sources)
+    assert fingerprint_of(spec, None, sources) != fingerprint_of(spec, None, other)
+
+
+@pytest.mark.parametrize("kind", ["selected", *CONTROLS])
+def test_the_service_reads_what_a_training_leaves(trained, kind):
+    result = read_result(trained[kind][0], is_match=False)
+    assert result.lineage.given.kind == kind
+    assert len(result.lineage.given.core) == len(result.lineage.core) - sum(
+        entry.parent_core_index is None for entry in result.lineage.core
+    ) + len(result.lineage.dropped)
