@@ -127,10 +127,7 @@ class SourceCycle:
 
     def origin_kind(self, latent_id: str) -> str:
         """Say how a latent came to be: learned by a cycle's SAE, or drawn at random for a training."""
-        given = self.lineage.get("given") or {"core": []}
-        kinds = {entry["latent_id"]: entry["origin_kind"] for entry in given["core"]}
-        kind: str = kinds.get(latent_id, LEARNED)
-        return kind
+        return self._origin_kinds.get(latent_id, LEARNED)
 
     def figures(self, row: int) -> Figures:
         """Give what was measured of the latent in a row; score, share and rank of candidates alone."""
@@ -146,6 +143,13 @@ class SourceCycle:
                 return Figures(density=density)
             score, total, rank = self._ranked[row]
             return Figures(score, score / total, rank, density)
+
+    @cached_property
+    def _origin_kinds(self) -> dict[str, str]:
+        """Of the latents that this cycle was given as a training; those of a distillation are all learned."""
+        with self._reading():
+            given = self.lineage.get("given") or {"core": []}
+            return {entry["latent_id"]: entry["origin_kind"] for entry in given["core"]}
 
     @cached_property
     def _places(self) -> dict[int, int]:
@@ -178,7 +182,8 @@ class SourceCycle:
         try:
             yield
         except (OSError, ValueError, TypeError, KeyError, SafetensorError) as error:
-            reason = f"no {error}" if isinstance(error, KeyError) else str(error).splitlines()[0]
+            known = (str(error).splitlines() or [type(error).__name__])[0]
+            reason = f"no {error}" if isinstance(error, KeyError) else known
             raise CycleFailed(
                 "core_mismatch",
                 f"{self._param} = {self.ref.folder_name}: {str(self.folder)!r} must hold what a finished "
