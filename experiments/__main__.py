@@ -26,16 +26,17 @@ def main() -> int:
     arguments = _arguments()
     plan, console = PLANS[arguments.size], Console()
     data = paths.open_data_folder(arguments.data)
-    folder = data.root / "experiment" / plan.name
+    folder = ROOT / ".experiment" / plan.name
     folder.mkdir(parents=True, exist_ok=True)
     records = folder / "results.json"
     if not arguments.report_only:
         records.write_text(json.dumps(_run(plan, data, console), indent=2) + "\n")
     found = json.loads(records.read_text())
     target = DOCS if arguments.write_docs else folder
-    drawn = figures.draw(plan, found, target / f"experiment_{plan.name}")
-    (target / f"experiment_{plan.name}.md").write_text(report.write(plan, found, drawn))
-    console.print(f"Report: {target / f'experiment_{plan.name}.md'}", soft_wrap=True)
+    file = target / f"experiment_{plan.name}.md"
+    drawn = figures.draw(plan, found, target / file.stem)
+    file.write_text(report.write(plan, found, drawn))
+    console.print(f"Report: {file}", soft_wrap=True)
     return 0
 
 
