@@ -1,5 +1,5 @@
 """`make bench`: the demo's phases; a step, the harvest and cycles beside their floors and peers; memory;
-how far scores agree with ablations.
+how far scores agree with ablations; how fast the queue hands out cycles.
 
 One JSON object a line: name, value, unit, against, ratio, spread. The demo is run once, in a data folder of
 its own; `ratio` is the share of the whole demo, `spread` the smallest and largest cycle, where a phase
@@ -16,13 +16,14 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+from bench.claims import claim_rows
 from bench.cycles import cycle_rows
 from bench.harvest import harvest_rows
 from bench.memory import memory_rows
 from bench.scores import score_rows
 from bench.step import gpu_step_rows, step_rows
 
-GROUPS = (step_rows, gpu_step_rows, harvest_rows, cycle_rows, memory_rows, score_rows)
+GROUPS = (step_rows, gpu_step_rows, harvest_rows, cycle_rows, memory_rows, score_rows, claim_rows)
 
 
 def main(wanted: list[str]) -> int:

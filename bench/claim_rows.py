@@ -95,6 +95,15 @@ def claim_statement(rules: QueueRules) -> str:
     return f"SELECT %(attempt_id)s, ({owner}), got.cycle_id, ({waited}) FROM ({text}) AS got"  # noqa: S608
 
 
+def pgbench_script(rules: QueueRules) -> str:
+    """Give what each of pgbench's clients does again and again: claim, then close."""
+    statement = claim_statement(rules).replace("%(worker_id)s", "'worker-' || :client_id")
+    draw = "SELECT gen_random_uuid()::text AS attempt \\gset"
+    finish = FINISH.replace("%(attempt)s", ":attempt").strip().replace("\n", " ")
+    claim = statement.replace("%(attempt_id)s", ":attempt::text")
+    return f"{draw}\n{claim};\n{finish};\n"
+
+
 def plant(
     url: str,
     *,
