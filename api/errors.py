@@ -155,11 +155,10 @@ def _answer_unforeseen(request: Request, error: Exception) -> Response:
 
 
 def _refused(request: Request, problems: Sequence[FieldProblem], *, code: str) -> Response:
-    codes = {found.code for found in problems}
     errors = [{"param": p.param, "value": shown(p.value), "rule": p.rule, "code": p.code} for p in problems]
     return problem(
         422,
-        "not_yet_supported" if codes == {"not_yet_supported"} else code,
+        code,
         "; ".join(map(str, problems)),
         request_id=request_id(request),
         more={"param": problems[0].param if problems else None, "errors": errors},
