@@ -33,6 +33,7 @@ from dmsae.local.passwords import generate_passwords
 from dmsae.local.postgres import find_binary
 from dmsae.local.services import choose_ports, services_in, start_service
 from dmsae.service.claims import QueueRules
+from dmsae.service.logs import configure_logs
 from dmsae.service.migrating import migrate
 
 N_WORKERS = 64
@@ -225,6 +226,7 @@ def drain(url: str, *, n_claims: int) -> Seen:
 
 def database(server: Any, name: str) -> str:
     """Make and migrate a database; give psycopg's URL of it."""
+    configure_logs("WARNING")
     server.ensure_database(name)
     migrate(server.url(name))
     return str(server.url(name)).replace("+psycopg", "")
