@@ -24,6 +24,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any
 
 import psycopg
@@ -131,18 +132,24 @@ def cached(server: Any, name: str) -> Iterator[dict[str, Any]]:
 
 
 def open_row(name: str, url: str, planted: Planted, *, bar_ms: int) -> dict[str, Any]:
-    """Send claims by the clock and measure each from when it was due."""
-    statement, seconds = claim_statement(QueueRules()), []
-    n_claims = min(int(RATE * OPEN_S), planted.n_cycles)
-    local = threading.local()
+    """Send claims by the clock, over connections that are warm, and measure each from when it was due."""
+    statement, seconds = claim_statement(QueueRules()), list[float]()
+    n_claims = min(int(RATE * OPEN_S), planted.n_cycles - N_WORKERS)
+    idle: SimpleQueue[psycopg.Connection[Any]] = SimpleQueue()
+    for worker in planted.workers:
+        connection = psycopg.connect(url, autocommit=True, prepare_threshold=1)
+        for _ in range(2):
+            with connection.transaction(force_rollback=True):
+                connection.execute(statement, planted.claim(worker))
+        idle.put(connection)
 
     def claim(due: float, worker: str) -> None:
-        if not hasattr(local, "connection"):
-            local.connection = psycopg.connect(url, autocommit=True, prepare_threshold=1)
-        row = local.connection.execute(statement, planted.claim(worker)).fetchone()
+        connection = idle.get()
+        row = connection.execute(statement, planted.claim(worker)).fetchone()
         seconds.append(time.perf_counter() - due)
         if row is not None:
-            local.connection.execute(FINISH, {"attempt": row[0]})
+            connection.execute(FINISH, {"attempt": row[0]})
+        idle.put(connection)
 
     with ThreadPoolExecutor(N_WORKERS) as pool:
         begun = time.perf_counter() + 0.1
@@ -150,6 +157,8 @@ def open_row(name: str, url: str, planted: Planted, *, bar_ms: int) -> dict[str,
             due = begun + number / RATE
             time.sleep(max(0.0, due - time.perf_counter()))
             pool.submit(claim, due, planted.workers[number % N_WORKERS])
+    while not idle.empty():
+        idle.get().close()
     seconds.sort()
     p99_ms = round(1e3 * seconds[int(0.99 * len(seconds))], 2)
     return {

@@ -88,7 +88,8 @@ QUEUED = "c.state = 'queued' AND NOT c.held AND c.resource_class = p_resource_cl
 FITS = """AND c.spec_version <= p_spec_version
     AND (c.not_before IS NULL OR c.not_before <= v_now)
     AND (c.memory_bytes IS NULL OR v_memory IS NULL OR c.memory_bytes <= v_memory)"""
-FREE = "AND (c.cache_key IS NULL OR c.queued_at <= v_free_since OR c.cache_key <> ALL (v_elsewhere))"
+FREE = """(c.cache_key IS NULL OR c.queued_at <= v_free_since
+    OR NOT jsonb_exists(v_elsewhere, c.cache_key))"""
 RUNNABLE = "AND j.state IN ('queued', 'running') AND NOT j.held"
 
 CLAIM_CYCLE = f"""
@@ -106,7 +107,7 @@ DECLARE
     v_now timestamptz;
     v_memory bigint;
     v_mine text[];
-    v_elsewhere text[];
+    v_elsewhere jsonb;
     v_free_since timestamptz;
     v_starved_since timestamptz;
     v_is_paused boolean;
@@ -130,7 +131,7 @@ BEGIN
     SELECT
         EXISTS (SELECT FROM queue_pauses),
         EXISTS (SELECT FROM cycles c WHERE {QUEUED} AND c.queued_at <= v_starved_since),
-        coalesce(array_agg(held.key), '{{}}')
+        coalesce(jsonb_object_agg(held.key, true), '{{}}')
     INTO v_is_paused, v_is_any_starved, v_elsewhere
     FROM (
         SELECT unnest(w.cache_keys) AS key FROM workers w
@@ -179,9 +180,14 @@ BEGIN
         SELECT o.id AS owner_id, head.priority_rank
         FROM owners o
         JOIN LATERAL (
-            SELECT c.priority_rank, c.queued_at FROM cycles c WHERE {QUEUED} AND c.owner_id = o.id
-                {FITS}
-                {FREE}
+            SELECT c.priority_rank, c.queued_at
+            FROM (
+                SELECT c.priority_rank, c.queued_at, c.id, c.cache_key FROM cycles c
+                WHERE {QUEUED} AND c.owner_id = o.id
+                    {FITS}
+                ORDER BY c.priority_rank, c.queued_at, c.id LIMIT 256
+            ) c
+            WHERE {FREE}
             ORDER BY c.priority_rank, c.queued_at, c.id LIMIT 1
         ) head ON true
         LEFT JOIN owner_shares(v_now, p_window_s, p_least_charge_s) s ON s.owner_id = o.id
@@ -214,7 +220,7 @@ BEGIN
             FROM cycles c JOIN jobs j ON j.id = c.job_id
             WHERE {QUEUED} AND c.owner_id = v_owner.owner_id
                 {FITS}
-                {FREE}
+                AND {FREE}
                 {RUNNABLE}
             ORDER BY c.priority_rank, c.queued_at, c.id LIMIT 1
             FOR NO KEY UPDATE OF j, c SKIP LOCKED;
