@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, NamedTuple
 
-from sqlalchemy import BigInteger, ColumnElement, cast, func, or_, select, tuple_, update
+from sqlalchemy import BigInteger, ColumnElement, cast, func, or_, select, tuple_
 from sqlalchemy.orm import Session
 
 from dmsae.errors import BadRequest, Deleted, Forbidden, NotFound
@@ -12,7 +12,8 @@ from dmsae.service import cancelling
 from dmsae.service.events import append_event
 from dmsae.service.paging import Page, decode_cursor, make_page
 from dmsae.service.progress import JobView, view_jobs
-from dmsae.service.requests import PRIORITY_RANKS, JobChanges
+from dmsae.service.queue_control import set_rank
+from dmsae.service.requests import JobChanges
 from dmsae.service.states import lock_job
 from dmsae.service.tables import Artifact, Attempt, Cycle, Event, Job, Owner
 
@@ -117,11 +118,7 @@ def change_job(session: Session, job_id: str, *, owner_id: str, changes: JobChan
         setattr(job, name, wanted[name])
     session.flush()
     if "priority" in changed:
-        session.execute(
-            update(Cycle)
-            .where(Cycle.job_id == job_id, Cycle.state.in_(("waiting", "queued", "running")))
-            .values(priority_rank=PRIORITY_RANKS[job.priority])
-        )
+        set_rank(session, job_id, job.priority)
     if changed:
         message = f"Changed: {', '.join(changed)}."
         append_event(session, job_id, "job_changed", message, data={"fields": changed})
