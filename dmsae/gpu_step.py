@@ -12,12 +12,12 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from dmsae.config import CycleConfig
+from dmsae.dead_gradients import Unexplained, dead_part
 from dmsae.gpu_kernels import adam_rows, decode_tokens, gather_gradients, launch
-from dmsae.losses import Losses, variance
+from dmsae.losses import Losses
 from dmsae.row_adam import Gradient
 from dmsae.row_step import Gradients, RowStep, Weights
 from dmsae.sae import MatryoshkaSae
-from dmsae.sparse_gradients import DeadPart
 from dmsae.sparse_kernels import Array
 from dmsae.steps import Selected
 
@@ -92,7 +92,8 @@ class GpuStep(RowStep):
             self._error_weight(n_tokens),
             width=d_model,
         )
-        self._dead = self._dead_part(is_dead)
+        batch = Unexplained(self._active.centred, residuals[-1])
+        self._dead = dead_part(batch, weights, is_dead=is_dead, weight=self._dead_weight)
         return Losses(errors.mean(dim=0), self._dead.loss)
 
     def update(self, loss: Float[Tensor, ""], *, lr: float) -> Float[Tensor, ""]:
@@ -127,27 +128,6 @@ class GpuStep(RowStep):
         )
         d_b_dec = weight * residuals[0].sum(dim=0) - d_bias @ weights.W_enc
         return Gradients(Weights(d_enc, d_bias, d_dec, d_b_dec), squares_enc, squares_dec)
-
-    def _dead_part(self, is_dead: Bool[Tensor, " n_latents"]) -> DeadPart:
-        """Give the dead latents' loss (`losses.dead_latent_loss`) and its gradients, times its weight.
-
-        By hand: all that is as wide as the batch's dead pre-activations is these, their gradients and a mask.
-        """
-        latents, residual = is_dead.nonzero().squeeze(1), self._decoded.residuals[-1]
-        scale, centred = variance(residual), self._active.centred
-        if len(latents) == 0 or scale == 0:
-            return DeadPart(scale.new_zeros(()), latents[:0], *(tensor[:0] for tensor in self._weights[:3]))
-        W_enc, b_enc, W_dec = (tensor[latents] for tensor in self._weights[:3])
-        acts = torch.addmm(b_enc, centred, W_enc.T)
-        n_used = min(max(1, centred.shape[1] // 2), len(latents))
-        is_unused = torch.ones_like(acts, dtype=torch.bool)
-        is_unused.scatter_(1, acts.topk(n_used, dim=1, sorted=False).indices, False)
-        acts.masked_fill_(is_unused, 0.0)
-        missed = torch.addmm(residual, acts, W_dec)
-        slope = (2 * self._dead_weight / len(centred) / scale) * missed
-        d_acts = (slope @ W_dec.T).masked_fill_(is_unused, 0.0)
-        loss = missed.square().sum(dim=1).mean() / scale
-        return DeadPart(loss, latents, d_acts.T @ centred, d_acts.sum(dim=0), acts.T @ slope)
 
 
 def step_rows(

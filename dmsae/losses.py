@@ -52,12 +52,17 @@ def dead_latent_loss(
     if len(dead) == 0 or scale == 0:
         return residual.new_zeros(())
     acts = pre_acts.index_select(1, dead)
-    n_used = min(max(1, residual.shape[1] // 2), len(dead))
+    n_used = n_dead_used(len(dead), d_model=residual.shape[1])
     if n_used < len(dead):
         used = acts.detach().topk(n_used, dim=1, sorted=False).indices
         acts = acts * torch.zeros_like(acts).scatter_(1, used, 1.0)
     missed = residual - acts @ W_dec.index_select(0, dead)
     return missed.square().sum(dim=1).mean() / scale
+
+
+def n_dead_used(n_dead: int, *, d_model: int) -> int:
+    """Give how many of the dead latents reconstruct the residual of a token."""
+    return min(max(1, d_model // 2), n_dead)
 
 
 def total_loss(losses: Losses, *, aux_coefficient: float, is_mean: bool) -> Float[Tensor, ""]:

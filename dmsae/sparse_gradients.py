@@ -3,20 +3,20 @@
 The same as autograd gives over dense matrices, but for the order of float32 sums. With S_g the sum over
 prefix g and all wider ones of the gradients of their losses by their reconstructions, and latent j in the
 block of prefix g: d a_tj = <W_dec[j], S_g[t]>, d W_dec[j] = sum_t a_tj S_g[t], d W_enc[j] = sum_t d a_tj
-(x_t - b_dec), d b_enc[j] = sum_t d a_tj, d b_dec = sum_t S_1[t] - W_enc d b_enc. The dead latents' part is
-dense over its own columns, by autograd.
+(x_t - b_dec), d b_enc[j] = sum_t d a_tj, d b_dec = sum_t S_1[t] - W_enc d b_enc. The dead latents' part comes
+from `dead_gradients.py`.
 """
 
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
 
 from dmsae import sparse_kernels
-from dmsae.losses import dead_latent_loss
+from dmsae.dead_gradients import DeadPart
 from dmsae.row_step import Gradients, Weights
 from dmsae.row_workers import RowWorkers, Workspace
 from dmsae.screening import Found
@@ -50,16 +50,6 @@ class Decoded(NamedTuple):
     """(n_prefixes, batch, d_model): of prefix g the sum of x_hat - x over g and all wider ones."""
     d_acts: Floats
     """Gradients of what is minimised by each active latent's activation."""
-
-
-class DeadPart(NamedTuple):
-    """The dead latents' loss, before its weight, and its gradients, weighted; of the dead latents only."""
-
-    loss: Float[Tensor, ""]
-    latents: Tensor
-    W_enc: Float[Tensor, "n_dead d_model"]
-    b_enc: Float[Tensor, " n_dead"]
-    W_dec: Float[Tensor, "n_dead d_model"]
 
 
 class SparseGradients:
@@ -120,24 +110,3 @@ class SparseGradients:
             float(weight) * torch.from_numpy(decoded.residuals[0]).sum(dim=0) - of_b_enc @ weights.W_enc
         )
         return Gradients(Weights(of_W_enc, of_b_enc, of_W_dec, of_b_dec), *squares)
-
-
-def dead_part(
-    active: Active,
-    decoded: Decoded,
-    weights: Weights,
-    *,
-    is_dead: Bool[Tensor, " n_latents"],
-    weight: float,
-) -> DeadPart:
-    """Give the dead latents' loss (`losses.dead_latent_loss`) and its gradients, times `weight`."""
-    latents = is_dead.nonzero().squeeze(1)
-    of_dead = [tensor[latents].requires_grad_() for tensor in weights[:3]]
-    W_enc, b_enc, W_dec = of_dead
-    residual = torch.from_numpy(decoded.residuals[-1]).neg()
-    loss = dead_latent_loss(
-        residual, active.centred @ W_enc.T + b_enc, W_dec, is_dead=torch.ones_like(latents, dtype=torch.bool)
-    )
-    if not loss.requires_grad:  # none is dead, or nothing is left to explain
-        return DeadPart(loss, latents[:0], *(tensor.detach()[:0] for tensor in of_dead))
-    return DeadPart(loss.detach(), latents, *torch.autograd.grad(weight * loss, of_dead))

@@ -10,6 +10,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from dmsae.config import CycleConfig
+from dmsae.dead_gradients import Unexplained, dead_part
 from dmsae.errors import CycleFailed
 from dmsae.estimates import has_fast_int8
 from dmsae.losses import Losses
@@ -18,7 +19,7 @@ from dmsae.row_step import RowStep
 from dmsae.row_workers import RowWorkers
 from dmsae.sae import MatryoshkaSae
 from dmsae.screening import Found, Screen, joined
-from dmsae.sparse_gradients import Active, SparseGradients, dead_part
+from dmsae.sparse_gradients import Active, SparseGradients
 from dmsae.steps import Selected
 
 LEAST_INT8_PRODUCT = 2**28
@@ -34,7 +35,7 @@ class SparseStep(RowStep):
         n_products = config.training.batch_tokens * start.W_enc.numel()
         is_int8 = n_products >= LEAST_INT8_PRODUCT and has_fast_int8(len(start.W_enc))
         # what the screen remembers decides nothing
-        self._screen = Screen(workers, is_int8=is_int8)
+        self._screen, self._workers = Screen(workers, is_int8=is_int8), workers
         self._sparse = SparseGradients(
             self._prefix_widths, n_frozen=self._n_core, weight=self._share, workers=workers
         )
@@ -75,8 +76,9 @@ class SparseStep(RowStep):
             nothing = torch.full((len(self._prefix_widths) + 1,), torch.nan)
             return Losses(nothing[1:], nothing[0])
         self._decoded = self._sparse.decode(self._active, self._weights)
+        batch = Unexplained(self._active.centred, torch.from_numpy(self._decoded.residuals[-1]))
         self._dead = dead_part(
-            self._active, self._decoded, self._weights, is_dead=is_dead, weight=self._dead_weight
+            batch, self._weights, is_dead=is_dead, weight=self._dead_weight, workers=self._workers
         )
         return Losses(torch.from_numpy(self._decoded.errors).mean(dim=0), self._dead.loss)
 

@@ -7,7 +7,7 @@ import numba
 import pytest
 import torch
 
-from dmsae import sparse_kernels
+from dmsae import dead_gradients, sparse_kernels
 from dmsae.compiling import begin_compiling, compile_loops, kinds_of_estimates, loops
 from dmsae.losses import total_loss
 from dmsae.row_workers import RowWorkers
@@ -35,7 +35,8 @@ def test_a_training_calls_each_loop_with_the_types_that_it_was_compiled_for_ahea
     for loop, _ in compiled:
         monkeypatch.setattr(sparse_kernels, loop.__name__, recorded(loop.__name__, loop))
     config = make_config()
-    for is_int8 in (True, False):
+    for is_int8, many in ((True, 0), (False, 100)):
+        monkeypatch.setattr(dead_gradients, "MANY", many)
         step = SparseStep(start_of(config, 5, 12), config)
         step._screen = Screen(RowWorkers(), is_int8=is_int8)
         step.select(random_x(32))
