@@ -31,7 +31,7 @@ def begin_compiling(config: CycleConfig) -> threading.Thread | None:
 
     Gives the thread. A process that ends waits for it, for seconds at most.
     """
-    if config.device != "cpu" or config.training.step != "fast":
+    if config.device != "cpu" or not config.has_fast_step:
         return None
     thread = threading.Thread(target=compile_loops, args=(kinds_of_estimates(config),), name="compiling")
     thread.start()

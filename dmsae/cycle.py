@@ -104,8 +104,8 @@ def as_failure(error: Exception) -> CycleFailed:
     if _is_out_of_memory(error):
         return CycleFailed(
             "out_of_memory",
-            "The trainer ran out of memory; lower activations.model_batch_contexts, data.context_length or "
-            "sae.n_latents, or use a larger machine.",
+            f"The {_whose_memory(error)} ran out of memory; lower training.batch_tokens, "
+            "activations.model_batch_contexts, data.context_length or sae.n_latents, or use a larger one.",
         )
     if _is_disk_full(error):
         return CycleFailed("disk_full", "The worker's disk is full; make room there and submit again.")
@@ -193,6 +193,10 @@ def _is_out_of_memory(error: Exception) -> bool:
     # torch's CPU allocator has neither a class nor a code for it; torch may be unloaded here
     is_gpu = type(error).__name__ == "OutOfMemoryError"
     return isinstance(error, RuntimeError) and (is_gpu or "can't allocate memory" in str(error))
+
+
+def _whose_memory(error: Exception) -> str:
+    return "GPU" if type(error).__name__ == "OutOfMemoryError" else "machine"
 
 
 def _is_disk_full(error: Exception) -> bool:

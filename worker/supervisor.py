@@ -16,6 +16,7 @@ import structlog
 from dmsae.errors import FAILURES, CycleFailed, DatabaseRefused, StaleAttempt, Unavailable
 from dmsae.service.claims import Claim, StoredFile
 from dmsae.service.database import Transaction, UseCase
+from dmsae.service.fitting import say_what_fits
 from dmsae.service.leases import Report, renew
 from dmsae.service.recording import (
     RetryPolicy,
@@ -220,9 +221,16 @@ class Supervisor:
                 known = code if code in FAILURES else "internal_error"
                 may_help = FAILURES[known] or (known == "out_of_memory" and self._claim.n_parts == 1)
                 kind = "crashed" if may_help else "failed"
-                return Verdict(kind, known, self._output.redacted(message), param)
+                told = self._output.redacted(message)
+                if known == "out_of_memory":
+                    told += " " + self._say_what_fits()
+                return Verdict(kind, known, told, param)
         status = trainer.exit_status()
         return Verdict("crashed", "crashed", describe_exit(0 if status is None else status))
+
+    def _say_what_fits(self) -> str:
+        settings, memory_bytes = self._settings, self._runtime.worker.memory_bytes
+        return say_what_fits(self._claim.spec, memory_bytes, settings.allowed_roots)
 
     def _collect(self) -> tuple[Verdict, tuple[StoredFile, ...], TrainerResult | None]:
         """Read the results and store all files."""

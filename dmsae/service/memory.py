@@ -40,6 +40,12 @@ READ_MARGIN = 1 / 8
 """How much more text than it needs the trainer reads, for tokens whose norm will drop them."""
 UPPER_POSITIONS = 1024
 """Positions of one pass through the upper layers."""
+FOUND_BYTES = 20
+"""What the fast step writes down for a value that it found: its token, its latent and itself."""
+DEAD_TOGETHER = 1 << 22
+"""Pre-activations of dead latents that the fast step looks at together."""
+ESTIMATES_TOGETHER = 1 << 21
+"""Estimates that it holds at once."""
 BUILTIN_TOKENS = 115_000
 """Of the built-in text, in tokens of SmolLM2."""
 TOPK_PAIR_BYTES = 16
@@ -142,23 +148,32 @@ class _Sizes:
     def _fast_step(self) -> float:
         """Give what the fast step holds of one batch.
 
-        The encoder in int8, every prefix's residuals, and the dead latents' part, which is dense: five copies
-        of their activations, four of their weights.
+        The encoder in int8, every prefix's residuals, and the dead latents' part: copies of their weights and
+        their gradients, and of those that a token uses what they are, twice.
         """
-        batch_tokens, n_latents = self._config.training.batch_tokens, self._config.sae.n_latents
-        dead = DEAD_SHARE * (5 * FLOAT32 * batch_tokens * n_latents + 2 * self._sae())
-        return n_latents * self._d_model + (self._n_prefixes + 4) * batch_tokens * self._row() + dead
+        batch_tokens = self._config.training.batch_tokens
+        used = batch_tokens * self._d_model / 2 * 2 * FOUND_BYTES
+        dead = 2 * DEAD_SHARE * self._sae() + used + 3 * FLOAT32 * DEAD_TOGETHER
+        return self._fast_buffers() + (self._n_prefixes + 4) * batch_tokens * self._row() + dead
+
+    def _fast_buffers(self) -> float:
+        """Give what the fast step holds from batch to batch: the encoder in int8, and some estimates."""
+        return self._config.sae.n_latents * self._d_model + FLOAT32 * ESTIMATES_TOGETHER
 
     def _threshold_search(self) -> float:
         """Give what finding the inference threshold holds: a copy of the SAE, a batch, and what may pass.
 
-        Half of the first batch is positive, later twice what may pass: each is copied and seen by `topk`.
+        Of what may pass twice as much is kept, joined and then partitioned, on the host. The dense product's
+        first batch is compared and, its half that is positive, copied and partitioned; the fast step finds
+        but twice its budget, and keeps what it holds from batch to batch.
         """
-        training = self._config.training
+        training, k = self._config.training, self._config.sae.k
         n_acts = training.batch_tokens * self._config.sae.n_latents
         n_tokens = min(training.n_tokens or training.threshold_tokens, training.threshold_tokens)
-        n_found = max(n_acts / 2, 2 * self._config.sae.k * n_tokens)
-        return self._sae() + n_acts * FLOAT32 + n_found * (2 * FLOAT32 + TOPK_PAIR_BYTES)
+        passing = 3 * FLOAT32 * 2 * k * n_tokens
+        if self.is_fast:
+            return self._sae() + passing + self._fast_buffers() + 4 * k * training.batch_tokens * FOUND_BYTES
+        return self._sae() + n_acts * (FLOAT32 + 1) + max(passing, n_acts * FLOAT32)
 
     def attributing(self) -> Need:
         """What the upper layers keep for the way back, and three times the logits."""

@@ -84,9 +84,9 @@ SMALL: dict[str, Any] = {
 @pytest.mark.parametrize(
     ("n_vocab", "changes", "phase"),
     [
-        (512, {"sae": {"n_latents": 24_576}}, "training"),
-        (512, {"sae": {"n_latents": 24_576}, "training": {"step": "fast"}}, "training"),
-        (60_000, {"sae": {"block_widths": [128]}}, "evaluating"),
+        (512, {"sae": {"n_latents": 24_576}, "training": {"step": "plain"}}, "training"),
+        (512, {"sae": {"n_latents": 24_576}, "training": {"step": "fast"}}, "evaluating"),
+        (60_000, {"sae": {"block_widths": [128]}, "training": {"step": "plain"}}, "evaluating"),
         (60_000, {"sae": {"block_widths": [128]}, "training": {"step": "fast"}}, "evaluating"),
     ],
 )
