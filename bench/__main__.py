@@ -4,8 +4,8 @@ how far scores agree with ablations; how fast the queue hands out cycles.
 One JSON object a line: name, value, unit, against, ratio, spread. The demo is run once, in a data folder of
 its own; `ratio` is the share of the whole demo, `spread` the smallest and largest cycle, where a phase
 belongs to cycles. Each other group of rows is explained in the module that makes it.
-`ROWS=demo.training,memory,step,gpu_step,harvest,cycles,scores,...` runs and prints some rows only, or some
-groups.
+`ROWS=demo.training,memory,step,step_memory,gpu_step,harvest,cycles,scores,...` runs and prints some rows
+only, or some groups.
 """
 
 import json
@@ -22,8 +22,18 @@ from bench.harvest import harvest_rows
 from bench.memory import memory_rows
 from bench.scores import score_rows
 from bench.step import gpu_step_rows, step_rows
+from bench.step_memory import step_memory_rows
 
-GROUPS = (step_rows, gpu_step_rows, harvest_rows, cycle_rows, memory_rows, score_rows, claim_rows)
+GROUPS = (
+    step_rows,
+    gpu_step_rows,
+    step_memory_rows,
+    harvest_rows,
+    cycle_rows,
+    memory_rows,
+    score_rows,
+    claim_rows,
+)
 
 
 def main(wanted: list[str]) -> int:

@@ -60,21 +60,27 @@ def prefix_widths(n_latents: int) -> list[int]:
     return [round(share * n_latents) for share in accumulate(PREFIX_SHARES)]
 
 
-def dmsae_step(batches: list[torch.Tensor], n_latents: int, k: int) -> TakeStep:
-    """Take steps of our trainer, all that it does around them included."""
+def make_config(n_latents: int, k: int, batch: int, **training: Any) -> Any:
+    """Give our settings for this shape."""
     from dmsae.config import DistillationConfig
-    from dmsae.training import Trainer
 
-    config = DistillationConfig.model_validate(
+    return DistillationConfig.model_validate(
         {
             "n_cycles": 1,
             "model": {"source": "builtin", "name": "smollm2-135m"},
             "data": {"text": {"source": "builtin", "name": "python-topics"}},
             "activations": {"layer": 0},
             "sae": {"n_latents": n_latents, "k": k, "block_widths": prefix_widths(n_latents)[:-1]},
-            "training": {"batch_tokens": len(batches[0])},
+            "training": {"batch_tokens": batch, **training},
         }
     )
+
+
+def dmsae_step(batches: list[torch.Tensor], n_latents: int, k: int) -> TakeStep:
+    """Take steps of our trainer, all that it does around them included."""
+    from dmsae.training import Trainer
+
+    config = make_config(n_latents, k, len(batches[0]))
     on_host = Batches([x.cpu() for x in batches])
     run = Trainer(config, None, on_host, seed=0, device=batches[0].device).run()
     return lambda _step, _x: next(run)

@@ -65,6 +65,10 @@ class SparseGradients:
         self._widths, self._n_frozen, self._weight = np.array(prefix_widths), n_frozen, weight
         self._workers, self._workspace = workers, Workspace()
 
+    def forget(self) -> None:
+        """Give back that memory; what was given from it no longer holds."""
+        self._workspace = Workspace()
+
     def decode(self, active: Active, weights: Weights) -> Decoded:
         """Reconstruct from every prefix. The result holds until the next call."""
         n_tokens, d_model = active.x.shape

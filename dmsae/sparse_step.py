@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from dmsae.config import CycleConfig
-from dmsae.dead_gradients import Unexplained, dead_part
+from dmsae.dead_gradients import DeadPart, Unexplained, dead_part
 from dmsae.errors import CycleFailed
 from dmsae.estimates import has_fast_int8
 from dmsae.losses import Losses
@@ -19,7 +19,7 @@ from dmsae.row_step import RowStep
 from dmsae.row_workers import RowWorkers
 from dmsae.sae import MatryoshkaSae
 from dmsae.screening import Found, Screen, joined
-from dmsae.sparse_gradients import Active, SparseGradients
+from dmsae.sparse_gradients import Active, Decoded, SparseGradients
 from dmsae.steps import Selected
 
 LEAST_INT8_PRODUCT = 2**28
@@ -40,6 +40,8 @@ class SparseStep(RowStep):
             self._prefix_widths, n_frozen=self._n_core, weight=self._share, workers=workers
         )
         self._active: Active | None = None
+        self._decoded: Decoded | None = None
+        self._dead: DeadPart | None = None
 
     def select(self, x: Float[Tensor, "batch d_model"]) -> Selected:
         """Encode a batch and choose what is active: nothing where anything is not finite."""
@@ -47,7 +49,7 @@ class SparseStep(RowStep):
         tokens, latents = (exempt > 0).nonzero(as_tuple=True)
         budget = self._sparsity.budget(len(tokens), n_tokens=len(x))
         found = self._screen.find_largest(centred, *self._competing(), budget=budget)
-        self._active = None
+        self._active, self._dead = None, None
         n_active = np.zeros(len(self._weights.b_enc), np.int64)
         if found is not None and exempt.isfinite().all():
             of_core = Found(tokens.numpy(), latents.numpy(), exempt[tokens, latents].numpy())
@@ -85,10 +87,15 @@ class SparseStep(RowStep):
     def update(self, loss: Float[Tensor, ""], *, lr: float) -> Float[Tensor, ""]:
         """Take a step of Adam on the total of `losses`, of which the gradient is known without `loss`."""
         del loss
-        if self._active is None:
+        if self._active is None or self._decoded is None or self._dead is None:
             return torch.tensor(torch.nan)
         gradients = self._sparse.gather(self._active, self._decoded, self._weights, self._dead)
         return self._step_down(gradients, lr=lr)
+
+    def forget(self) -> None:
+        """Give back the memory that the last batch took, its gradients too; the next takes it anew."""
+        self._active, self._decoded, self._dead, self._gradients = None, None, None, None
+        self._sparse.forget()
 
     def _encode_exempt(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Give x - b_dec, and the pre-activations of the latents that do not compete."""

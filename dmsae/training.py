@@ -196,8 +196,11 @@ class Trainer:
         """
         if self.step < self.n_steps:
             raise DmsaeError(f"step = {self.step}: the SAE is finished only after all {self.n_steps} steps")
+        encode = None
+        if isinstance(self._stepper, SparseStep):
+            self._stepper.forget()
+            encode = self._stepper.encode_above
         sae, tokens = self.sae(), self._stream.for_threshold(self._config.training.threshold_tokens)
-        encode = self._stepper.encode_above if isinstance(self._stepper, SparseStep) else None
         calibration = calibrate(sae, tokens.batches, self._sparsity, n_tokens=tokens.n_tokens, encode=encode)
         return Trained(
             replace(sae, threshold=calibration.threshold),

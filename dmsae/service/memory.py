@@ -165,14 +165,14 @@ class _Sizes:
 
         Of what may pass twice as much is kept, joined and then partitioned, on the host. The dense product's
         first batch is compared and, its half that is positive, copied and partitioned; the fast step finds
-        but twice its budget, and keeps what it holds from batch to batch.
+        but twice its budget, keeps what it holds from batch to batch, and has given back its gradients.
         """
         training, k = self._config.training, self._config.sae.k
         n_acts = training.batch_tokens * self._config.sae.n_latents
         n_tokens = min(training.n_tokens or training.threshold_tokens, training.threshold_tokens)
         passing = 3 * FLOAT32 * 2 * k * n_tokens
         if self.is_fast:
-            return self._sae() + passing + self._fast_buffers() + 4 * k * training.batch_tokens * FOUND_BYTES
+            return passing + self._fast_buffers() + 4 * k * training.batch_tokens * FOUND_BYTES
         return self._sae() + n_acts * (FLOAT32 + 1) + max(passing, n_acts * FLOAT32)
 
     def attributing(self) -> Need:
