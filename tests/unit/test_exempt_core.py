@@ -115,7 +115,9 @@ def test_the_threshold_leaves_the_core_its_relu_and_the_others_exactly_their_bud
         k_nc = max(K_MIN, K - n_core_active / len(x)) if sparsity == DYNAMIC else K
         assert calibration.n_exempt_active == n_core_active
         assert calibration.n_tokens == len(x)
-        assert calibration.budget == round(k_nc * len(x)) == round(non_core_l0(sae, x) * len(x))
+        assert calibration.budget == round(k_nc * len(x))
+        # one value at the border may be rounded otherwise by the dense product of inference
+        assert non_core_l0(sae, x) * len(x) == pytest.approx(calibration.budget, abs=1)
         assert not sae.threshold[:N_CORE].any()
         assert (sae.threshold[N_CORE:] == sae.threshold[-1]).all()
         assert torch.equal(sae.encode(x)[:, :N_CORE], sae.pre_acts(x)[:, :N_CORE].relu())
