@@ -1,6 +1,6 @@
 # Two commands for a fresh machine: `make demo` and `make test`. `make help` lists the rest.
 .DEFAULT_GOAL := help
-.PHONY: help demo test check lint types contracts interop kernels wheels bench experiment clean
+.PHONY: help demo test check lint types contracts interop faults kernels wheels bench experiment clean
 
 VENV ?= .venv
 PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do \
