@@ -54,10 +54,11 @@ def dead_part(
     workers: RowWorkers | None = None,
 ) -> DeadPart:
     """Give the loss and its gradients, times `weight`; `workers` are those of a CPU."""
-    latents, scale = is_dead.nonzero().squeeze(1), variance(batch.residual)
+    latents = is_dead.nonzero().squeeze(1)
+    scale = variance(batch.residual) if len(latents) else batch.residual.new_zeros(())
+    if scale == 0:
+        return DeadPart(scale, latents[:0], *(tensor[:0] for tensor in weights[:3]))
     rows = [tensor[latents] for tensor in weights[:3]]
-    if len(latents) == 0 or scale == 0:
-        return DeadPart(scale.new_zeros(()), latents[:0], *(tensor[:0] for tensor in rows))
     factor = 2 * weight / len(batch.centred) / scale
     n_used = n_dead_used(len(latents), d_model=batch.centred.shape[1])
     if workers is None or len(latents) < MANY * n_used:
