@@ -48,7 +48,8 @@ def _run(plan: Plan, data: paths.DataFolder, console: Console) -> results.Record
     try:
         with Client(running, os.environ.get("DMSAE_API_KEY")) as client:
             distilled, trained = jobs.run(client, plan, console.print)
-            return results.collect(client, plan, distilled=distilled, trained=trained)
+            chains = jobs.wait_for_chains(client, plan, console.print)
+            return results.collect(client, plan, distilled=distilled, trained=trained, chains=chains)
     finally:
         if stack is not None:
             stack.stop()

@@ -57,7 +57,7 @@ class Plan:
 
     name: str
     base: Settings
-    """Settings of every distillation over the preset `demo`."""
+    """Settings of every distillation."""
     core_sparsities: tuple[str, ...]
     seeds: tuple[int, ...]
     ks: tuple[int, ...]
@@ -86,13 +86,13 @@ class Plan:
     def distillation_request(self, distilling: Distilling) -> Settings:
         """Say what is submitted for a distillation."""
         sae = {**self.base.get("sae", {}), "core_sparsity": distilling.core_sparsity}
-        about = {"name": distilling.label, "tags": [self.tag], "preset": "demo"}
+        about = {"name": distilling.label, "tags": [self.tag]}
         return {**self.base, **about, "sae": sae, "seed": distilling.seed}
 
     def chains_request(self, core_sparsity: str) -> Settings:
         """Say what is submitted for the chains."""
         sae = {**self.base.get("sae", {}), "core_sparsity": core_sparsity}
-        about = {"name": f"chains {core_sparsity}", "tags": [f"{self.tag}-chains"], "preset": "demo"}
+        about = {"name": f"chains {core_sparsity}", "tags": [self.tag]}
         return {**self.base, **about, "sae": sae, "seed": self.seeds[0], "chains": self.n_chains}
 
     def training_request(self, training: Training, ids: Mapping[Distilling, str], *, epochs: int) -> Settings:
@@ -124,7 +124,7 @@ class Plan:
 PLANS: Mapping[str, Plan] = {
     "small": Plan(
         name="small",
-        base={"attribution": {"ablation_latents": 0}},
+        base={"preset": "demo", "attribution": {"ablation_latents": 0}},
         core_sparsities=("batch_topk",),
         seeds=(0, 1, 2),
         ks=(32,),
@@ -133,6 +133,7 @@ PLANS: Mapping[str, Plan] = {
     "full": Plan(
         name="full",
         base={
+            "preset": "demo",
             "n_cycles": 5,
             "sae": {"n_latents": 4096, "block_widths": [256, 640, 1408, 2944]},
             "selection": {"max_core": 1024},

@@ -80,7 +80,7 @@ def _distilling(found: Record) -> Iterator[str]:
 def _chains(found: Record) -> Iterator[str]:
     for group in found["chains"]:
         match = group["match"]
-        shares = ", ".join(f"{share:.3f}" for share in match["share_reproduced"])
+        shares = ", ".join("-" if share is None else f"{share:.3f}" for share in match["share_reproduced"])
         baseline = max(pair["best_cosine_random"] for pair in match["pairs"])
         yield ""
         yield (

@@ -5,7 +5,6 @@ from statistics import mean, stdev
 from typing import Any, NamedTuple
 
 from dmsae.client.client import Answer, Client
-from experiments.jobs import chain_groups
 from experiments.plan import Distilling, Plan, Training
 
 Record = dict[str, Any]
@@ -44,14 +43,19 @@ class Estimate(NamedTuple):
 
 
 def collect(
-    client: Client, plan: Plan, *, distilled: Mapping[Distilling, Answer], trained: Mapping[Training, Answer]
+    client: Client,
+    plan: Plan,
+    *,
+    distilled: Mapping[Distilling, Answer],
+    trained: Mapping[Training, Answer],
+    chains: Iterable[Answer],
 ) -> Record:
     """Gather all that tables and figures need, as plain JSON."""
     return {
         "plan": plan.name,
         "trainings": [_training(client, training, job) for training, job in trained.items()],
         "distillations": [_distillation(client, distilling, job) for distilling, job in distilled.items()],
-        "chains": list(chain_groups(client, plan)),
+        "chains": list(chains),
     }
 
 
@@ -69,7 +73,7 @@ def differences(ours: list[Record], others: list[Record], figure: str) -> Estima
 
 
 def _training(client: Client, training: Training, job: Answer) -> Record:
-    metrics = client.request("GET", f"/distillations/{job['id']}/cycles")["items"][0]["metrics"]
+    metrics = client.request("GET", f"/trainings/{job['id']}/cycles")["items"][0]["metrics"]
     distilling = training.distilling
     return {
         **distilling._asdict(), "arm": training.arm, "k": training.k,
