@@ -13,7 +13,7 @@ from pydantic import BaseModel
 KEY_HEX = 32
 """Hexadecimal digits of a key: 128 bits."""
 
-DECISIVE = ("model", "data", "activations", "n_threads", "device", "chain_index")
+DECISIVE = ("model", "data", "activations", "n_threads", "device", "chains", "chain_index")
 """Settings of a job that decide its activations: all that the trainer's own key of a harvest is made from."""
 
 
