@@ -1,4 +1,4 @@
-"""The experiment's command, on a plan of seconds: every job over HTTP, once, and a report of what they found."""
+"""The experiment on a plan of seconds: every job over HTTP, once, and a report of what they found."""
 
 from pathlib import Path
 
@@ -14,10 +14,10 @@ def test_an_experiment_runs_to_its_report_and_finds_what_was_done_before(site: S
         name="tiny",
         base=tiny_config(site.model, n_cycles=1),
         core_sparsities=("batch_topk",),
-        seeds=(0, 1),
+        seeds=(0,),
         ks=(4,),
         n_chains=2,
-        arms=("distilled", "none", "random_directions", "energy"),
+        arms=("distilled", "none", "energy"),
     )
     with Client(str(site.http.base_url)) as client:
         distilled, trained = jobs.run(client, plan, print, poll_s=0.2)
@@ -28,11 +28,11 @@ def test_an_experiment_runs_to_its_report_and_finds_what_was_done_before(site: S
     assert [{job["id"] for job in part.values()} for part in again] == [
         {job["id"] for job in part.values()} for part in (distilled, trained)
     ]
-    assert (len(distilled), len(trained), len(found["chains"])) == (2, 8, 1)
+    assert (len(distilled), len(trained), len(found["chains"])) == (1, 3, 1)
     by_arm = {(record["arm"], record["seed"]): record for record in found["trainings"]}
     assert by_arm["none", 0]["p_1"] == by_arm["distilled", 0]["p_1"]
     assert by_arm["none", 0]["retention"] is None
-    assert by_arm["energy", 1]["overlap"] is not None
+    assert by_arm["energy", 0]["overlap"] is not None
     told = report.write(plan, found, figures.draw(plan, found, tmp_path))
-    assert told.count("- Against") == 3
+    assert told.count("- Against") == 2
     assert "of each final core is reproduced by another chain" in told
