@@ -3,6 +3,7 @@
 import os
 import shutil
 import time
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -22,6 +23,8 @@ API_PORT = 8000
 """Taken where it is free and nothing else is asked for or remembered."""
 N_PORT_TRIES = 3
 WATCH_S = 0.2
+BYTES_PATIENCE_S = 20.0
+"""How long the store may take to read what it holds; beyond it an object is spoilt, which must not stop all."""
 STEADY_S = 60.0
 """Whoever ran so long gets a quick restart again."""
 LONGEST_BACKOFF_S = 30.0
@@ -89,6 +92,8 @@ class Stack:
         self.env = environment.service_environment(
             self._folder, self._services, self._names, checkout=self._checkout, port=api_port
         )
+        if "s3" in self._names:
+            self._wait_for_bytes()
 
     def watch(self) -> None:
         """Start again whatever ends, for ever, ever more slowly if it keeps ending."""
@@ -170,11 +175,18 @@ class Stack:
     def _prepare_stores(self) -> None:
         settings = settings_from(self.env)
         migrate(settings.database_url.get_secret_value())
-        store = ObjectStore(settings)
-        try:
+        with closing(ObjectStore(settings)) as store:
             store.ensure_bucket()
-        finally:
-            store.close()
+
+    def _wait_for_bytes(self) -> None:
+        """Wait until the embedded store can read what it holds: it answers before its volumes are there."""
+        deadline = time.monotonic() + BYTES_PATIENCE_S
+        with closing(ObjectStore(settings_from(self.env))) as store:
+            while not store.gives_bytes():
+                if time.monotonic() > deadline:
+                    log.error("store_gives_no_bytes", waited_s=BYTES_PATIENCE_S)
+                    return
+                time.sleep(WATCH_S)
 
     def _start_programs(self) -> None:
         children = [self._launch(programs.api_program(self._folder, self.env))]

@@ -100,6 +100,23 @@ class ObjectStore:
                     raise Unavailable(f"The object store has no bucket {self._bucket!r}.") from error
                 raise
 
+    def gives_bytes(self) -> bool:
+        """Tell whether the bucket's first object can be read; true where it has none.
+
+        A store that begins may know its objects a moment before it can read them.
+        """
+        try:
+            with _translated(self._bucket):
+                listed = self._probe.list_objects_v2(Bucket=self._bucket, MaxKeys=1)
+                for item in listed.get("Contents", []):
+                    with self._probe.get_object(Bucket=self._bucket, Key=item["Key"])["Body"] as body:
+                        body.read(1)
+        except NotFound:
+            return True
+        except Unavailable:
+            return False
+        return True
+
     def put_file(self, key: str, path: Path, *, is_one_piece: bool = False) -> StoredObject:
         """Upload one file, read it back, and compare size and sha256.
 

@@ -2,12 +2,15 @@
 
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import httpx
 import pytest
+from pydantic import HttpUrl
 
 from dmsae.errors import NotFound, Unavailable
 from dmsae.service.objects import ObjectStore
@@ -26,6 +29,45 @@ def file(tmp_path: Path) -> Path:
     path = tmp_path / "weights.bin"
     path.write_bytes(bytes(range(256)) * 4096)
     return path
+
+
+class Beginning(BaseHTTPRequestHandler):
+    """A store that lists what it holds, and reads it from the third time on."""
+
+    n_reads = 0
+
+    def do_GET(self) -> None:
+        is_list = "list-type" in self.path
+        type(self).n_reads += not is_list
+        listed = b"<ListBucketResult><Contents><Key>a</Key></Contents></ListBucketResult>"
+        body = listed if is_list else b"x"
+        self.send_response(500 if not is_list and self.n_reads < 3 else 200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+def test_a_store_that_lists_what_it_cannot_read_yet_does_not_give_bytes(settings: Settings) -> None:
+    with ThreadingHTTPServer(("127.0.0.1", 0), Beginning) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        url = HttpUrl(f"http://127.0.0.1:{server.server_port}")
+        store = ObjectStore(settings.model_copy(update={"s3_endpoint_url": url}))
+        assert [store.gives_bytes() for _ in range(3)] == [False, False, True]
+        store.close()
+        server.shutdown()
+
+
+def test_a_store_gives_bytes_where_it_holds_some_or_has_nothing_to_give(
+    store: ObjectStore, settings: Settings, file: Path
+) -> None:
+    store.put_file(prefix_of(file) + "a.bin", file)
+    assert store.gives_bytes()
+    elsewhere = ObjectStore(settings.model_copy(update={"s3_bucket": "no-such-bucket"}))
+    assert elsewhere.gives_bytes()
+    elsewhere.close()
 
 
 def prefix_of(path: Path) -> str:
