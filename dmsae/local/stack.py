@@ -24,7 +24,7 @@ API_PORT = 8000
 N_PORT_TRIES = 3
 WATCH_S = 0.2
 BYTES_PATIENCE_S = 20.0
-"""How long the store may take to read what it holds; beyond it an object is spoilt, which must not stop all."""
+"""How long the store may take to read what it holds; beyond it one is spoilt, which stops nothing."""
 STEADY_S = 60.0
 """Whoever ran so long gets a quick restart again."""
 LONGEST_BACKOFF_S = 30.0
