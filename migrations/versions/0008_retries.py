@@ -1,0 +1,14 @@
+"""What a retry, a clone and a repeated request leave behind."""
+
+revision = "0008"
+down_revision = "0007"
+branch_labels = None
+depends_on = None
+
+
+def upgrade() -> None:
+    pass
+
+
+def downgrade() -> None:
+    pass
