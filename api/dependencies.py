@@ -6,6 +6,7 @@ from typing import Annotated, cast
 from anyio import CapacityLimiter
 from fastapi import Depends, Path, Query, Request
 
+from api.rates import Buckets
 from dmsae.errors import FieldProblem, InvalidConfig
 from dmsae.service.database import Database
 from dmsae.service.objects import ObjectStore
@@ -22,6 +23,8 @@ class Parts:
     store: ObjectStore
     health_limiter: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(4))
     """Threads of their own for health checks: they answer while all others wait for a part that hangs."""
+    buckets: Buckets = field(default_factory=Buckets)
+    """How much each key may still ask of this process."""
 
 
 def get_parts(request: Request) -> Parts:

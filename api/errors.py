@@ -1,6 +1,7 @@
 """How does a failure look over HTTP? One table from class to status; every answer is RFC 9457's document."""
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from http import HTTPStatus
 from typing import Any
@@ -22,6 +23,7 @@ from dmsae.errors import (
     InvalidConfig,
     NotFound,
     QuotaExceeded,
+    RateLimited,
     StaleAttempt,
     Unauthorized,
     Unavailable,
@@ -47,6 +49,7 @@ STATUSES: Mapping[type[DmsaeError], int] = {
     UnsupportedMediaType: 415,
     InvalidConfig: 422,
     QuotaExceeded: 429,
+    RateLimited: 429,
     CycleFailed: 500,
     Unavailable: 503,
     DmsaeError: 500,
@@ -54,6 +57,7 @@ STATUSES: Mapping[type[DmsaeError], int] = {
 
 HEADERS: Mapping[int, dict[str, str]] = {
     401: {"WWW-Authenticate": 'Bearer realm="dmsae"'},
+    429: {"Retry-After": "60"},
     503: {"Retry-After": "5"},
 }
 
@@ -120,7 +124,11 @@ def _answer_ours(request: Request, error: Exception) -> Response:
     if status >= 500:
         log.warning("request_failed", code=error.code, detail=error.message)
     more = {} if error.param is None else {"param": error.param}
-    return problem(status, error.code, error.message, request_id=request_id(request), more=more)
+    wait_s = error.fields.get("retry_after_s")
+    headers = None if wait_s is None else {"Retry-After": str(math.ceil(wait_s))}
+    return problem(
+        status, error.code, error.message, request_id=request_id(request), more=more, headers=headers
+    )
 
 
 def _answer_validation(request: Request, error: Exception) -> Response:

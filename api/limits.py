@@ -114,12 +114,15 @@ def _noted(scope: Scope, send: Send) -> Send:
         if message["type"] == "http.response.start":
             MutableHeaders(scope=message)["X-Request-ID"] = scope["request_id"]
             seconds = round(time.monotonic() - began, 3)
+            caller = scope.get("caller")
             log.info(
                 "request_answered",
                 method=scope["method"],
                 path=scope["path"][:LONGEST_LOGGED],
                 status=message["status"],
                 seconds=seconds,
+                owner=caller and caller.name,
+                key_id=caller and caller.key_id,
             )
         await send(message)
 

@@ -11,7 +11,7 @@ from fastapi import Depends, FastAPI
 from api.dependencies import Parts, refuse_unknown_query
 from api.errors import PROBLEMS, add_error_handlers
 from api.limits import RequestLimits
-from api.routes import distillations, groups, health, jobs, queue, trainings, uploads
+from api.routes import admin, distillations, groups, health, jobs, keys, queue, trainings, uploads
 from api.security import identify_caller
 from dmsae.service.database import Database
 from dmsae.service.objects import ObjectStore
@@ -49,7 +49,7 @@ def create_app(settings: Settings) -> FastAPI:
     app.state.parts = parts
     app.add_middleware(RequestLimits)
     add_error_handlers(app)
-    for module in (distillations, trainings, groups, jobs, queue, uploads):
+    for module in (distillations, trainings, groups, jobs, queue, uploads, keys, admin):
         app.include_router(module.router, dependencies=[Depends(identify_caller)], responses=PROBLEMS)
     app.include_router(health.router)
     return app

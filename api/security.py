@@ -1,12 +1,11 @@
-"""Who may ask, and from where?
+"""Who may ask, how often, and from where?
 
-With a key: whom it proves. While no key was ever made the service is open, so it answers only on loopback,
-only under an allowed host name (against DNS rebinding), and takes bodies as JSON alone (against other sites'
-forms).
+With a key: whom it proves, as its role allows. Readers change nothing, and `/admin` is for administrators.
+While no key was ever made the service is open, so it answers only on loopback, only under an allowed host
+name (against DNS rebinding), and takes bodies as JSON alone (against other sites' forms).
 """
 
 import ipaddress
-from dataclasses import dataclass
 from typing import Annotated
 from urllib.parse import urlsplit
 
@@ -14,49 +13,58 @@ from fastapi import Depends, Request, Security
 from fastapi.security import HTTPBearer
 from fastapi.security.http import HTTPAuthorizationCredentials
 
-from api.dependencies import PartsOf
+from api.dependencies import Parts, PartsOf
 from api.errors import UnsupportedMediaType
-from dmsae.errors import Forbidden, Unauthorized
+from dmsae.errors import Forbidden, RateLimited, Unauthorized
 from dmsae.service import keys
 from dmsae.service.settings import Settings
 
 bearer = HTTPBearer(auto_error=False, description="An API key, made by `dmsae keys create`.")
 
 
-@dataclass(frozen=True)
-class Caller:
-    """The owner who is asking."""
-
-    owner_id: str
-    name: str
+SAFE_METHODS = ("GET", "HEAD")
 
 
 def identify_caller(
     request: Request,
     parts: PartsOf,
     credentials: Annotated[HTTPAuthorizationCredentials | None, Security(bearer)],
-) -> Caller:
+) -> keys.Caller:
     """Give who is asking.
 
     Raises:
         Unauthorized: a key is required and there is none, or it is not valid.
-        Forbidden: the open service was asked from elsewhere.
+        RateLimited: the key is used too often.
+        Forbidden: the key's role does not allow it, or the open service was asked from elsewhere.
         UnsupportedMediaType: there is a body that is not JSON.
     """
     plaintext = credentials.credentials if credentials is not None else None
     if plaintext is None and "authorization" in request.headers:
         raise Unauthorized()
     required = parts.settings.require_key
-    owner, is_open = parts.database.run(
-        lambda session: keys.identify(session, plaintext, is_key_required=required)
-    )
-    if is_open:
+    caller = parts.database.run(lambda session: keys.identify(session, plaintext, is_key_required=required))
+    request.scope["caller"] = caller
+    if caller.key_id is None:
         _check_open(request, parts.settings)
+    else:
+        _check_rate(caller.key_id, parts)
+    if caller.role == "reader" and request.method not in SAFE_METHODS:
+        raise Forbidden("This key is a reader's: it may look at everything and change nothing.")
     _check_media_type(request)
-    return Caller(owner.id, owner.name)
+    return caller
 
 
-CallerOf = Annotated[Caller, Depends(identify_caller)]
+CallerOf = Annotated[keys.Caller, Depends(identify_caller)]
+
+
+def require_admin(caller: CallerOf) -> None:
+    """Let administrators pass alone.
+
+    Raises:
+        Forbidden: the key's role is another one.
+    """
+    if not caller.is_admin:
+        raise Forbidden(f"This is for administrators, and this key is of role {caller.role}.")
 
 
 def is_loopback(host: str) -> bool:
@@ -71,6 +79,17 @@ def is_loopback(host: str) -> bool:
     return (mapped or address).is_loopback
 
 
+def _check_rate(key_id: str, parts: Parts) -> None:
+    settings = parts.settings
+    wait_s = parts.buckets.take(key_id, per_s=settings.rate_per_s, burst=settings.rate_burst)
+    if wait_s > 0:
+        raise RateLimited(
+            f"With one key at most {settings.rate_burst} requests at once, and {settings.rate_per_s:g} a "
+            "second after that.",
+            retry_after_s=wait_s,
+        )
+
+
 def _check_open(request: Request, settings: Settings) -> None:
     """Refuse what could come from another machine or another site."""
     local_address = request.scope.get("server") or ("", None)
@@ -81,7 +100,7 @@ def _check_open(request: Request, settings: Settings) -> None:
     if len(hosts) != 1 or _host_name(f"//{hosts[0]}") not in allowed:
         raise Forbidden("Without an API key only the host names in DMSAE_ALLOWED_HOSTS are answered.")
     origin = request.headers.get("origin")
-    if origin is not None and request.method not in ("GET", "HEAD") and _host_name(origin) not in allowed:
+    if origin is not None and request.method not in SAFE_METHODS and _host_name(origin) not in allowed:
         raise Forbidden("Without an API key other sites may not change anything here.")
 
 
@@ -93,7 +112,7 @@ def _host_name(url: str) -> str | None:
 
 
 def _check_media_type(request: Request) -> None:
-    if request.method in ("GET", "HEAD"):
+    if request.method in SAFE_METHODS:
         return
     given = request.headers.get("content-type")
     has_body = request.headers.get("content-length", "0") != "0" or "transfer-encoding" in request.headers

@@ -77,6 +77,18 @@ class Unauthorized(DmsaeError):
     code = "unauthorized"
 
 
+class KeyExpired(Unauthorized):
+    """This API key has expired: make another one (`dmsae keys create`, POST /keys)."""
+
+    code = "key_expired"
+
+
+class KeyRevoked(Unauthorized):
+    """This API key was revoked."""
+
+    code = "key_revoked"
+
+
 class Forbidden(DmsaeError):
     """This is not allowed here."""
 
@@ -87,6 +99,12 @@ class QuotaExceeded(DmsaeError):
     """This owner has as much waiting as it may have."""
 
     code = "quota_exceeded"
+
+
+class RateLimited(DmsaeError):
+    """Too many requests with this key; `Retry-After` says when there is room again."""
+
+    code = "rate_limited"
 
 
 class Unavailable(DmsaeError):

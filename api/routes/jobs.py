@@ -65,7 +65,7 @@ def read_job(job_id: JobId, parts: PartsOf, request: Request, response: Response
 def change_job(job_id: JobId, body: Changes, caller: CallerOf, parts: PartsOf, response: Response) -> JobOut:
     """Change name, tags, notes or priority; only the job's owner may."""
     view = parts.database.run(
-        lambda session: jobs.change_job(session, job_id, owner_id=caller.owner_id, changes=body)
+        lambda session: jobs.change_job(session, job_id, owner_id=caller.changes_of, changes=body)
     )
     response.headers.update(_etag(view))
     return JobOut.of(view)
@@ -74,7 +74,7 @@ def change_job(job_id: JobId, body: Changes, caller: CallerOf, parts: PartsOf, r
 @router.post("/{job_id}/cancel")
 def cancel_job(job_id: JobId, caller: CallerOf, parts: PartsOf, response: Response) -> JobOut:
     """Cancel a job; one that has ended stays as it is. Only the job's owner may."""
-    view = parts.database.run(lambda session: jobs.cancel_job(session, job_id, owner_id=caller.owner_id))
+    view = parts.database.run(lambda session: jobs.cancel_job(session, job_id, owner_id=caller.changes_of))
     response.headers.update(_etag(view))
     return JobOut.of(view)
 
@@ -82,7 +82,7 @@ def cancel_job(job_id: JobId, caller: CallerOf, parts: PartsOf, response: Respon
 @router.delete("/{job_id}", status_code=204)
 def delete_job(job_id: JobId, caller: CallerOf, parts: PartsOf) -> None:
     """Delete a job that has ended, with all that it stored; again is no error. Only the job's owner may."""
-    parts.database.run(lambda session: deleting.delete_job(session, job_id, owner_id=caller.owner_id))
+    parts.database.run(lambda session: deleting.delete_job(session, job_id, owner_id=caller.changes_of))
 
 
 @router.get("/{job_id}/events")

@@ -9,9 +9,9 @@ from api import examples
 from api.dependencies import Parts
 from api.group_schemas import GroupOut
 from api.schemas import DryRunGroupOut, DryRunOut, JobOut
-from api.security import Caller
 from dmsae.service import estimates
 from dmsae.service.groups import make_group
+from dmsae.service.keys import Caller
 from dmsae.service.planning import Plan
 from dmsae.service.requests import JobRequest
 from dmsae.service.retention import retention_of

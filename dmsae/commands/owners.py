@@ -1,57 +1,14 @@
-"""`dmsae keys`, `dmsae owners`: who may submit, and what each owner may have."""
+"""`dmsae owners`: what each owner may have, straight in the database, for those who run it."""
 
 from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
 from dmsae.commands.options import DEFAULT_DATA, Data, in_database
 
-keys_app = typer.Typer(help="API keys of owners.", no_args_is_help=True)
 owners_app = typer.Typer(help="Owners of jobs.", no_args_is_help=True)
 
 LIMIT = "a negative number takes the limit away."
-
-
-@keys_app.command("create")
-def create_key(
-    owner: Annotated[str, typer.Argument(help="Who will submit with it.")],
-    name: Annotated[str, typer.Option(help="What the key is for.")] = "",
-    data: Data = DEFAULT_DATA,
-) -> None:
-    """Make a key and show it, once: only its hash is stored."""
-    from dmsae.service import keys
-
-    key_id, text = in_database(
-        data, lambda session: (lambda made: (made[0].id, made[1]))(keys.create_key(session, owner, name=name))
-    )
-    typer.echo(f"{key_id}\n{text}")
-
-
-@keys_app.command("list")
-def list_keys(data: Data = DEFAULT_DATA) -> None:
-    """List all keys; the keys themselves are stored nowhere."""
-    from dmsae.service import keys
-
-    table = Table("id", "owner", "name", "created", "expires", "revoked")
-    for key, owner in in_database(data, keys.list_keys):
-        times = (key.created_at, key.expires_at, key.revoked_at)
-        shown = [time.isoformat(timespec="seconds") if time else "" for time in times]
-        table.add_row(key.id, owner, key.name, *shown)
-    Console().print(table)
-
-
-@keys_app.command("revoke")
-def revoke_key(
-    key_id: Annotated[str, typer.Argument(help="Id of the key, as `list` shows it.")],
-    data: Data = DEFAULT_DATA,
-) -> None:
-    """End a key's validity now."""
-    from dmsae.service import keys
-
-    in_database(data, lambda session: keys.revoke_key(session, key_id))
-    typer.echo(f"{key_id} is revoked.")
 
 
 @owners_app.command("retention")

@@ -15,8 +15,8 @@ from dmsae.service.states import lock_job
 from dmsae.service.tables import FINAL_JOB_STATES, Artifact, Core, Cycle, Job
 
 
-def delete_job(session: Session, job_id: str, *, owner_id: str) -> None:
-    """Delete an owner's job that has ended; one that is deleted stays so.
+def delete_job(session: Session, job_id: str, *, owner_id: str | None) -> None:
+    """Delete an owner's job (None: anybody's) that has ended; one that is deleted stays so.
 
     Raises:
         NotFound: there never was such a job.
@@ -26,7 +26,7 @@ def delete_job(session: Session, job_id: str, *, owner_id: str) -> None:
     job = session.get(Job, job_id, populate_existing=True)
     if job is None:
         raise NotFound(f"There is no job {job_id!r}.", id=job_id)
-    if job.owner_id != owner_id:
+    if owner_id not in (None, job.owner_id):
         raise Forbidden(f"Job {job_id!r} belongs to another owner; only its owner may delete it.", id=job_id)
     state = lock_job(session, job_id).state
     if state not in FINAL_JOB_STATES:

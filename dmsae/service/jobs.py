@@ -102,8 +102,8 @@ def list_jobs(
     return Page(view_jobs(session, page.items), page.next_cursor)
 
 
-def change_job(session: Session, job_id: str, *, owner_id: str, changes: JobChanges) -> JobView:
-    """Change name, tags, notes or priority of an owner's job; what is already so changes nothing.
+def change_job(session: Session, job_id: str, *, owner_id: str | None, changes: JobChanges) -> JobView:
+    """Change name, tags, notes or priority of an owner's job (None: anybody's); what is so changes nothing.
 
     Raises:
         NotFound: there is no such job.
@@ -125,8 +125,8 @@ def change_job(session: Session, job_id: str, *, owner_id: str, changes: JobChan
     return view_job(session, job_id)
 
 
-def cancel_job(session: Session, job_id: str, *, owner_id: str) -> JobView:
-    """Cancel an owner's job; one that has ended stays as it is.
+def cancel_job(session: Session, job_id: str, *, owner_id: str | None) -> JobView:
+    """Cancel an owner's job (None: anybody's); one that has ended stays as it is.
 
     Raises:
         NotFound: there is no such job.
@@ -194,8 +194,9 @@ def list_cycles(session: Session, job_id: str) -> list[CycleView]:
     return [CycleView(*row) for row in rows]
 
 
-def _require_owner(session: Session, job_id: str, owner_id: str) -> None:
-    if find_job(session, job_id).owner_id != owner_id:
+def _require_owner(session: Session, job_id: str, owner_id: str | None) -> None:
+    """Refuse to change a job of somebody else; None: its caller may change everybody's."""
+    if owner_id not in (None, find_job(session, job_id).owner_id):
         raise Forbidden(f"Job {job_id!r} belongs to another owner; only its owner may change it.", id=job_id)
 
 

@@ -15,6 +15,7 @@ from dmsae.service.states import lock_job
 from dmsae.service.tables import FINAL_JOB_STATES, Cycle, Job, Owner
 
 LARGEST = 1_000_000
+LARGEST_QUOTA_S = 1e9
 
 
 @dataclass(frozen=True)
@@ -102,7 +103,8 @@ def set_owner(session: Session, name: str, changes: OwnerChanges) -> Owner:
         raise InvalidConfig([FieldProblem("owner", name[:64], "say what is to change about it")])
     if "weight" in given and not 0 < given["weight"] <= LARGEST:
         raise InvalidConfig([FieldProblem("weight", given["weight"], f"must lie in (0, {LARGEST}]")])
-    too_large = [field for field in given if given[field] > (LARGEST if field != "high_quota_s" else 1e9)]
+    largest = {"high_quota_s": LARGEST_QUOTA_S}
+    too_large = [field for field in given if given[field] > largest.get(field, LARGEST)]
     if too_large:
         raise InvalidConfig([FieldProblem(field, given[field], "is too large") for field in too_large])
     values = {field: None if field != "weight" and value < 0 else value for field, value in given.items()}

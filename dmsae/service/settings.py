@@ -42,6 +42,10 @@ class Settings(BaseSettings):
     """Host names that requests may name while no API key is required (comma-separated)."""
     require_key: bool = False
     """Refuse requests without an API key, on loopback too."""
+    rate_per_s: float = Field(100.0, ge=0)
+    """Requests a second that one key may go on asking of one API process; 0: any number."""
+    rate_burst: int = Field(500, ge=1)
+    """Requests that it may ask at once."""
     allowed_roots: Annotated[list[Path], NoDecode] = []
     """Folders from which models may be read (separated by the system's path separator); none by default."""
     cache_dir: Path = Path(tempfile.gettempdir()) / f"dmsae-cache-{os.getuid()}"

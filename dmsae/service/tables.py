@@ -35,6 +35,7 @@ __all__ = [
     "OUTCOMES",
     "PHASES",
     "PRIORITIES",
+    "ROLES",
     "ApiKey",
     "Artifact",
     "Attempt",
@@ -59,6 +60,8 @@ CYCLE_STATES = ("waiting", "queued", "running", "succeeded", "failed", "cancelle
 PHASES = ("starting", "loading", "harvesting", "training", "attributing", "evaluating", "uploading")
 OUTCOMES = ("succeeded", "failed", "crashed", "handed_back", "cancelled", "superseded")
 PRIORITIES = ("low", "normal", "high")
+ROLES = ("reader", "submitter", "admin")
+"""Of keys, each more than the one before."""
 IS_CLAIMABLE = text("state = 'queued' AND NOT held")
 CLAIM_INDEXES = {
     "ix_cycles_claimable": ("resource_class", "owner_id", "priority_rank", "queued_at", "id"),
@@ -100,14 +103,20 @@ class ApiKey(Table):
     """A bearer key, of which only the hash is kept."""
 
     __tablename__ = "api_keys"
+    __table_args__ = (one_of("role", ROLES),)
 
     id: Mapped[str] = mapped_column(primary_key=True)
     owner_id: Mapped[str] = mapped_column(ForeignKey("owners.id"), index=True)
     key_hash: Mapped[str] = mapped_column(unique=True)
+    prefix: Mapped[str] = mapped_column(server_default="")
+    """How it begins, to tell it from others; empty for keys older than this column."""
+    role: Mapped[str] = mapped_column(server_default="submitter")
     name: Mapped[str] = mapped_column(server_default="")
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())
     expires_at: Mapped[datetime | None]
     revoked_at: Mapped[datetime | None]
+    last_used_at: Mapped[datetime | None]
+    """Within a minute."""
 
 
 class Job(Table):

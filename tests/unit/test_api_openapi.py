@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from api import examples, group_schemas, lineage_schemas, schemas
+from api import control_schemas, examples, group_schemas, lineage_schemas, schemas
 from api.main import create_app
 from dmsae.service.requests import DistillationRequest, JobChanges, TrainingRequest, UploadRequest
 from dmsae.service.settings import Settings
@@ -27,6 +27,12 @@ ANSWERS = {
     lineage_schemas.OriginsOut: examples.ORIGINS,
     schemas.ReadinessOut: examples.READINESS,
     schemas.AliveOut: examples.ALIVE,
+    control_schemas.KeyOut: control_schemas.KEY,
+    control_schemas.KeyMadeOut: control_schemas.KEY_MADE,
+    control_schemas.KeyList: control_schemas.KEY_LIST,
+    control_schemas.PauseOut: control_schemas.PAUSE,
+    control_schemas.OwnerOut: control_schemas.OWNER,
+    control_schemas.OwnerList: control_schemas.OWNER_LIST,
 }
 
 
@@ -103,6 +109,14 @@ def test_every_call_of_the_design_is_there(document: dict[str, Any]) -> None:
         *(f"GET {job}/{name}" for name in ("events", "logs", "artifacts")),
         "POST /uploads",
         "GET /queue",
+        "GET /keys",
+        "POST /keys",
+        "DELETE /keys/{key_id}",
+        "GET /admin/queue",
+        "PATCH /admin/queue",
+        "PATCH /admin/jobs/{job_id}",
+        "GET /admin/owners",
+        "PATCH /admin/owners/{name}",
         "GET /healthz",
         "GET /readyz",
     }
