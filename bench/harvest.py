@@ -20,6 +20,7 @@ import torch
 
 from dmsae.activation_cache import ActivationCache
 from dmsae.activations import Harvester
+from dmsae.allocator import use_one_arena
 from dmsae.config import DistillationConfig
 from dmsae.contexts import Contexts, TokenRequest, read_in_memory
 from dmsae.cycle import ENVIRONMENT
@@ -46,6 +47,7 @@ def harvest_rows(is_wanted: Callable[[str], bool]) -> Iterator[dict[str, Any]]:
 
 def measure() -> dict[str, Any]:
     """Take the turns and give the row."""
+    use_one_arena()
     config = DistillationConfig.model_validate({**PRESETS["demo"], "seed": 0})
     torch.set_num_threads(config.n_threads)
     with tempfile.TemporaryDirectory(prefix="dmsae-bench-") as folder:

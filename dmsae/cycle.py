@@ -17,6 +17,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
+from dmsae.allocator import use_one_arena
 from dmsae.config import ACTIVATION_CACHE_BYTES, CycleSpec, MatchSpec, RunConfig
 from dmsae.errors import CycleFailed
 from dmsae.reporting import LineReport, claim_stdout
@@ -50,6 +51,7 @@ OFFLINE = {"HF_HUB_OFFLINE": "1"}
 
 def main(argv: list[str] | None = None) -> int:
     """Run one cycle and give the exit status."""
+    use_one_arena()
     arguments = _parse(argv)
     is_asked = tie_to_parent() if arguments.supervised else threading.Event()
     report = LineReport(claim_stdout())

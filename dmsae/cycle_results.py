@@ -56,7 +56,7 @@ def metrics_record(run: CycleRun, results: Results, clock: Clock) -> dict[str, A
         "n_steps": n_steps,
         "n_tokens": n_steps * training.batch_tokens,
         "n_threshold_tokens": results.trained.calibration.n_tokens,
-        "n_threshold_tokens_unseen": results.trained.n_threshold_unseen,
+        "n_threshold_tokens_attribution": results.trained.n_threshold_attribution,
         "n_tokens_dropped": sum(sum(counts) for counts in dropped.values()),
         "n_tokens_dropped_by_reason": {part: counts._asdict() for part, counts in dropped.items()},
         "n_documents": harvest.n_documents,

@@ -95,7 +95,9 @@ def train(run: CycleRun, harvest: Harvest, *, clock: Clock, checkpoints: Checkpo
     if is_counted:
         tell_dropped(run, harvest)
     order = Order(config.seed, run.spec.cycle_index)
-    stream = TokenStream(windows, harvest.survey, config.training, order=order)
+    stream = TokenStream(
+        windows, harvest.survey, config.training, order=order, attribution=harvest.attribution
+    )
     trainer = make_trainer(run, harvest, stream, clock=clock)
     later_s = estimate_measuring_s(run.loaded, config, token_s=harvest.token_s)
     batch_tokens, first_step = config.training.batch_tokens, trainer.step

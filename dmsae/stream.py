@@ -6,7 +6,7 @@ are kept is the business of `survey.py`, where windows come from that of `window
 """
 
 from bisect import bisect_right
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -14,10 +14,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from dmsae.activations import SCALE_TOKENS
+from dmsae.activations import SCALE_TOKENS, ContextBatch
 from dmsae.config import TrainingConfig
 from dmsae.errors import CycleFailed
 from dmsae.randomness import named_generator
+from dmsae.splicing import spread_kept
 from dmsae.survey import Survey, token_budget
 from dmsae.windows import Window, Windows
 
@@ -30,11 +31,11 @@ class Order(NamedTuple):
 
 
 class ThresholdTokens(NamedTuple):
-    """What the inference threshold is taken from."""
+    """What the inference threshold is taken from: nothing that the cycle trains on."""
 
     n_tokens: int
-    n_unseen: int
-    """How many of them the cycle does not train on."""
+    n_attribution: int
+    """How many of them are of the attribution part, for want of others."""
     batches: Iterable[Float[Tensor, "batch d_model"]]
     """The same each time they are gone over."""
 
@@ -48,8 +49,17 @@ class TokenStream:
     Raises: CycleFailed with `dataset_exhausted` where the kept tokens end before the budget.
     """
 
-    def __init__(self, windows: Windows, survey: Survey, config: TrainingConfig, *, order: Order) -> None:
+    def __init__(
+        self,
+        windows: Windows,
+        survey: Survey,
+        config: TrainingConfig,
+        *,
+        order: Order,
+        attribution: Sequence[ContextBatch] = (),
+    ) -> None:
         self._windows, self._survey, self._config, self._order = windows, survey, config, order
+        self._attribution = attribution
         self._budget = survey.n_tokens
         self._ends: list[int] = []
         self._last_places: tuple[int, Int[Tensor, " n_tokens"]] | None = None
@@ -74,24 +84,23 @@ class TokenStream:
         self._step = step
 
     def for_threshold(self, n_tokens: int, /) -> ThresholdTokens:
-        """Give `n_tokens` tokens of the training part for the inference threshold, all where it has fewer.
+        """Give `n_tokens` tokens for the inference threshold, or as many as there are not trained on.
 
-        First those that this cycle does not train on, which come after its own in the text: an SAE keeps
-        fewer latents active on what it has just been trained on. Then those of the front, trained on longest
-        ago. Evenly spread over as many as the scale is taken from, since documents differ more than tokens.
+        An SAE keeps fewer latents active on what it has been trained on. So they are those of the training
+        part that this cycle leaves out, which come after its own in the text, spread over as many as the
+        scale is taken from, since documents differ more than tokens; then those of the attribution part.
         Changes nothing but what is known of the windows.
         """
         tally = self._survey.tally
         n_known = max(SCALE_TOKENS, self._budget + n_tokens)
         tally.count_up_to(n_known)
-        n_known = min(n_known, tally.n_kept)
-        n_trained = min(self._budget, n_known)
-        n_unseen = min(n_tokens, n_known - n_trained)
-        n_seen = min(n_tokens - n_unseen, n_trained)
-        seen = _spread(n_seen, min(n_trained, max(SCALE_TOKENS, n_seen)))
-        unseen = n_trained + _spread(n_unseen, n_known - n_trained)
-        batches = _Repeated(partial(self._in_text_order, torch.cat([seen, unseen])))
-        return ThresholdTokens(n_seen + n_unseen, n_unseen, batches)
+        n_left_out = max(0, min(n_known, tally.n_kept) - self._budget)
+        n_training = min(n_tokens, n_left_out)
+        places = self._budget + _spread(n_training, n_left_out)
+        others = list(spread_kept(self._attribution, n_tokens - n_training))
+        n_attribution = sum(int(batch.is_kept.sum()) for batch in others)
+        batches = _Repeated(partial(self._unseen, places, others))
+        return ThresholdTokens(n_training + n_attribution, n_attribution, batches)
 
     def state_dict(self) -> dict[str, Any]:
         """Give the position, and what is known of the windows: none need be read to find the place."""
@@ -114,6 +123,15 @@ class TokenStream:
                 start = min(stop, end)
             index += 1
         return torch.cat(pieces) / self._survey.scale.rms
+
+    def _unseen(
+        self, places: Int[Tensor, " n"], others: Sequence[ContextBatch]
+    ) -> Iterator[Float[Tensor, "batch d_model"]]:
+        """Give kept tokens of the training part by their places, then those of other contexts, as x_n."""
+        yield from self._in_text_order(places)
+        for batch in others:
+            kept = batch.activations[batch.is_kept] / self._survey.scale.rms
+            yield from torch.split(kept, self._config.batch_tokens)
 
     def _in_text_order(self, wanted: Int[Tensor, " n"]) -> Iterator[Float[Tensor, "batch d_model"]]:
         """Give kept tokens by their places in the text, which ascend, as x_n, in batches."""

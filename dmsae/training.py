@@ -135,8 +135,8 @@ class Trained(NamedTuple):
     sae: MatryoshkaSae
     """With its inference threshold, on the device that trained it."""
     calibration: Calibration
-    n_threshold_unseen: int
-    """Tokens of the calibration that this cycle did not train on."""
+    n_threshold_attribution: int
+    """Tokens of the calibration that are of the attribution part."""
     noncore_budget: float
     """Mean over the steps: how many activations a token might keep where the budget holds."""
 
@@ -205,7 +205,7 @@ class Trainer:
         return Trained(
             replace(sae, threshold=calibration.threshold),
             calibration,
-            n_threshold_unseen=tokens.n_unseen,
+            n_threshold_attribution=tokens.n_attribution,
             noncore_budget=self._n_budget / (self.n_steps * self._batch_tokens),
         )
 

@@ -116,7 +116,10 @@ def opened(spec, cache, *, max_bytes):
     places = Places(cache, activation_cache_bytes=max_bytes)
     cycle = open_run(spec, places=places, report=Recorder())
     harvest = harvest_parts(cycle, read_contexts(cycle))
-    stream = TokenStream(harvest.windows, harvest.survey, spec.config.training, order=Order(0, 0))
+    training, attribution = spec.config.training, harvest.attribution
+    stream = TokenStream(
+        harvest.windows, harvest.survey, training, order=Order(0, 0), attribution=attribution
+    )
     return harvest, stream
 
 

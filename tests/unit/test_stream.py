@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dmsae.activations import Dropped, Scale
+from dmsae.activations import ContextBatch, Dropped, Scale
 from dmsae.config import TrainingConfig
 from dmsae.errors import CycleFailed
 from dmsae.rounding import RoundingError, round_to_half
@@ -45,13 +45,13 @@ class NumberedWindows:
         return Dropped(0, 0, 0 * n_tokens)
 
 
-def make_stream(window_tokens, *, rms=1.0, order=None, windows=None, **training):
+def make_stream(window_tokens, *, rms=1.0, order=None, windows=None, attribution=(), **training):
     """Give a stream over windows of so many tokens, none of them counted before."""
     config = TrainingConfig(**{"batch_tokens": 8, **training})
     windows = windows or NumberedWindows(window_tokens)
     budget = token_budget(config, n_available=sum(window_tokens))
     survey = Survey(Scale(rms, 1.0), Tally(windows, max_norm=LOUD), budget)
-    return TokenStream(windows, survey, config, order=order or Order(0, 0))
+    return TokenStream(windows, survey, config, order=order or Order(0, 0), attribution=attribution)
 
 
 def places(stream):
@@ -205,40 +205,54 @@ def test_fewer_tokens_than_one_batch_are_exhausted():
     assert (caught.value.failure, caught.value.param) == ("dataset_exhausted", "training.batch_tokens")
 
 
+def numbered_contexts(n_contexts, *, n_positions=5):
+    """Give the attribution part: places below 0, of which each context keeps all but its first."""
+    numbers = -1 - torch.arange(n_contexts * n_positions).view(n_contexts, n_positions)
+    activations = torch.stack([numbers.float(), torch.zeros_like(numbers).float()], dim=2)
+    is_kept = torch.ones_like(numbers, dtype=torch.bool)
+    is_kept[:, 0] = False
+    return [ContextBatch(numbers, is_kept, numbers, activations, is_kept)] if n_contexts else []
+
+
 def threshold_places(stream, n_tokens):
     tokens = stream.for_threshold(n_tokens)
     found = [place for batch in tokens.batches for place in batch[:, 0].int().tolist()]
     assert len(found) == tokens.n_tokens
-    return found, tokens.n_unseen
+    return found, tokens.n_attribution
 
 
 @given(
     window_tokens=st.lists(st.integers(0, 40), min_size=1, max_size=5).filter(lambda n: sum(n) >= 8),
     epochs=st.integers(1, 3),
+    n_contexts=st.integers(0, 9),
     n_threshold=st.integers(1, 100),
     data=st.data(),
 )
-def test_the_threshold_is_taken_from_tokens_that_the_cycle_leaves_out_then_from_others(
-    window_tokens, epochs, n_threshold, data
+def test_the_threshold_is_taken_from_tokens_that_the_cycle_leaves_out_then_from_the_attribution_part(
+    window_tokens, epochs, n_contexts, n_threshold, data
 ):
     available = sum(window_tokens)
     budget = data.draw(st.integers(8, available * epochs))
-    stream = make_stream(window_tokens, n_tokens=budget, epochs=epochs)
+    attribution = numbered_contexts(n_contexts)
+    stream = make_stream(window_tokens, n_tokens=budget, epochs=epochs, attribution=attribution)
     trained = {place for batch in places(stream) for place in batch}
-    found, n_unseen = threshold_places(stream, n_threshold)
-    assert len(found) == len(set(found)) == min(n_threshold, available)
-    assert n_unseen == min(n_threshold, max(0, available - budget))
-    unseen = [place for place in found if place >= budget]
-    assert len(unseen) == n_unseen
-    assert not trained & set(unseen)
+    found, n_attribution = threshold_places(stream, n_threshold)
+    n_left_out = min(n_threshold, max(0, available - budget))
+    assert len(found) == len(set(found))
+    assert not trained & set(found)
+    assert sum(place >= 0 for place in found) == n_left_out
+    assert n_attribution == len(found) - n_left_out == min(n_threshold - n_left_out, 4 * n_contexts)
+    kept = {place for batch in attribution for place in batch.input_ids[batch.is_kept].tolist()}
+    assert {place for place in found if place < 0} <= kept
 
 
 def test_tokens_of_the_threshold_are_at_the_scale_of_training_and_none_is_too_loud():
     windows = NumberedWindows([20, 20])
     windows.contents[1].norms[3:6] = LOUD + 1
-    stream = make_stream([20, 20], windows=windows, rms=2.0, n_tokens=16)
-    batches = list(stream.for_threshold(21).batches)
-    expected = [*range(16, 23), *range(26, 40)]
+    attribution = numbered_contexts(1, n_positions=3)
+    stream = make_stream([20, 20], windows=windows, rms=2.0, n_tokens=16, attribution=attribution)
+    batches = list(stream.for_threshold(23).batches)
+    expected = [*range(16, 23), *range(26, 40), -2, -3]
     assert torch.cat(batches)[:, 0].tolist() == [place / 2 for place in expected]
     assert all(len(batch) <= 8 for batch in batches)
 
@@ -254,10 +268,10 @@ def test_tokens_of_the_threshold_are_spread_over_as_many_as_the_scale_is_taken_f
     monkeypatch.setattr("dmsae.stream.SCALE_TOKENS", 36)
     windows = NumberedWindows([10] * 5)
     stream = make_stream([10] * 5, windows=windows, n_tokens=16)
-    assert threshold_places(stream, 5) == ([16, 20, 24, 28, 32], 5)
+    assert threshold_places(stream, 5) == ([16, 20, 24, 28, 32], 0)
     assert 4 not in windows.read
-    twice = make_stream([10] * 5, n_tokens=80, epochs=2)
-    assert threshold_places(twice, 6) == ([0, 6, 12, 18, 24, 30], 0)
+    twice = make_stream([10] * 5, n_tokens=100, epochs=2, attribution=numbered_contexts(4, n_positions=3))
+    assert threshold_places(twice, 4) == ([-2, -3, -8, -9], 4)
 
 
 def test_only_windows_that_the_threshold_needs_are_read(monkeypatch):
