@@ -61,6 +61,11 @@ HEADERS: Mapping[int, dict[str, str]] = {
     503: {"Retry-After": "5"},
 }
 
+LONGEST_DETAIL = 2000
+"""Characters; escaped they are at most six times as many bytes."""
+LONGEST_ERRORS_BYTES = 40_000
+"""The first refused fields that fit are listed: with the detail a problem stays below 64 kB."""
+
 HTTP_CODES: Mapping[int, str] = {
     400: "bad_request",
     404: "not_found",
@@ -163,11 +168,18 @@ def _answer_unforeseen(request: Request, error: Exception) -> Response:
 
 
 def _refused(request: Request, problems: Sequence[FieldProblem], *, code: str) -> Response:
-    errors = [{"param": p.param, "value": shown(p.value), "rule": p.rule, "code": p.code} for p in problems]
+    errors: list[dict[str, Any]] = []
+    size_bytes = 0
+    for found in problems:
+        told = {"param": found.param, "value": shown(found.value), "rule": found.rule, "code": found.code}
+        size_bytes += len(json.dumps(told))
+        if size_bytes > LONGEST_ERRORS_BYTES:
+            break
+        errors.append(told)
     return problem(
         422,
         code,
-        "; ".join(map(str, problems)),
+        "; ".join(map(str, problems))[:LONGEST_DETAIL],
         request_id=request_id(request),
         more={"param": problems[0].param if problems else None, "errors": errors},
     )

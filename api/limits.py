@@ -1,4 +1,5 @@
-"""What every request must keep to before anything reads it: an id for the log, a body of bounded size.
+"""What every request must keep to before anything reads it: an id for the log, a body of bounded size, and
+one that is JSON if it says so.
 
 Plain ASGI, around the whole application.
 """
@@ -13,6 +14,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api.errors import problem
+from api.json_bodies import find_fault
 from dmsae.service.ids import new_id
 
 log = structlog.get_logger()
@@ -26,7 +28,7 @@ REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 
 class RequestLimits:
-    """Gives each request an id, reads its body whole, and refuses one above 1 MiB before it is parsed."""
+    """Gives each request an id, reads its body whole, and refuses one above 1 MiB or not strictly JSON."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -55,6 +57,10 @@ class RequestLimits:
             answer = problem(413, "body_too_large", detail, request_id=request_id, headers=CLOSE)
             await answer(scope, receive, _lingering(receive, send))
             return
+        fault = find_fault(_joined(messages)) if _is_json(scope) else None
+        if fault is not None:
+            await problem(400, "malformed_json", fault, request_id=request_id)(scope, receive, send)
+            return
 
         async def replay() -> Message:
             return messages.pop(0) if messages else await receive()
@@ -79,6 +85,17 @@ async def _read(scope: Scope, receive: Receive) -> list[Message] | None:
             return None
         if not message.get("more_body", False):
             return messages
+
+
+def _is_json(scope: Scope) -> bool:
+    """Whether a request has a body that would be read as JSON."""
+    headers = Headers(scope=scope)
+    has_body = headers.get("content-length", "0") != "0" or "transfer-encoding" in headers
+    return has_body and headers.get("content-type", "application/json").lower().startswith("application/json")
+
+
+def _joined(messages: list[Message]) -> bytes:
+    return b"".join(message.get("body", b"") for message in messages)
 
 
 def _lingering(receive: Receive, send: Send) -> Send:
