@@ -162,14 +162,19 @@ FAILURES: Mapping[str, bool] = {
     "core_empty": False,
     "degenerate_scores": False,
     "non_finite": False,
-    "device_unavailable": False,
+    "device_unavailable": True,
     "out_of_memory": False,
-    "disk_full": False,
+    "disk_full": True,
     "timed_out": False,
     "spec_unsupported": False,
     "internal_error": False,
-    "attempts_exhausted": False,
+    "attempts_exhausted": True,
     "crashed": True,
     "lease_expired": True,
     "store_unavailable": True,
 }
+
+#: Of these, what another machine or a moment does not put right: the next attempt waits longer.
+OUTAGES = frozenset(
+    ("hub_rate_limited", "hub_unreachable", "store_unavailable", "disk_full", "device_unavailable")
+)

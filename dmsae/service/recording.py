@@ -1,7 +1,10 @@
 """What does a finished, failed, crashed or handed-back attempt change?
 
 Each function is one transaction, refused as a whole if the attempt is not the open one any more. Where the
-job is being cancelled every outcome becomes `cancelled`.
+job is being cancelled every outcome becomes `cancelled`. Of failures there are classes: the request's fault
+or our code's ends the job (`record_failure`), and so does a time limit; what the machine, the store or the
+hub lacked is tried again (`record_crash`), counted, later each time; out of memory is tried once more, in
+parts of a batch.
 """
 
 from dataclasses import dataclass
@@ -11,9 +14,10 @@ from typing import Any, Literal
 from sqlalchemy import func, insert, select, update
 from sqlalchemy.orm import Session
 
-from dmsae.errors import FAILURES
+from dmsae.errors import FAILURES, OUTAGES
 from dmsae.service.checkpoints import supersede_checkpoints
 from dmsae.service.claims import Claim, StoredFile
+from dmsae.service.code_version import code_version
 from dmsae.service.database import wake_after_commit
 from dmsae.service.given_rows import write_given
 from dmsae.service.lineage_rows import write_core
@@ -34,6 +38,9 @@ from dmsae.service.tables import Artifact, Attempt, Cycle
 ConfirmedBy = Literal["supervisor", "lease"]
 
 MESSAGE_CHARS = 2000
+LONGEST_BACKOFF_S = 3600.0
+OUTAGE_BACKOFF = 10
+"""How much longer the next attempt waits where something must come back first."""
 
 
 @dataclass(frozen=True)
@@ -42,8 +49,14 @@ class RetryPolicy:
 
     max_attempts: int
     backoff_s: float
+    """Before the second attempt; doubled with each further one, tenfold after one of `OUTAGES`."""
     max_in_all: int = 100
     """Attempts that may break off in all, though checkpoints got further in between."""
+
+    def wait_s(self, code: str, *, n_failed: int) -> float:
+        """Give how long a cycle waits after so many attempts that broke off, the last with `code`."""
+        first_s = self.backoff_s * (OUTAGE_BACKOFF if code in OUTAGES else 1)
+        return min(first_s * 2.0 ** min(n_failed - 1, 32), LONGEST_BACKOFF_S)
 
 
 def record_success(
@@ -70,7 +83,7 @@ def record_success(
     _write_artifacts(session, claim, artifacts)
     supersede_checkpoints(session, claim.cycle_id)
     close_attempt(session, claim, "succeeded")
-    cores = {"input_core_id": given_id, "output_core_id": core_id}
+    cores = {"input_core_id": given_id, "output_core_id": core_id, "code_version": code_version()}
     move_cycle(session, claim.cycle_id, "succeeded", metrics=result.metrics, **cores)
     n_new = sum(entry.parent_core_index is None for entry in result.lineage.core)
     n_core, n_dropped = len(result.lineage.core), len(result.lineage.dropped)
@@ -87,7 +100,7 @@ def _record_match(
     _write_artifacts(session, claim, artifacts)
     close_attempt(session, claim, "succeeded")
     metrics = {**result.metrics, "match": describe_match(result.match)}
-    move_cycle(session, claim.cycle_id, "succeeded", metrics=metrics)
+    move_cycle(session, claim.cycle_id, "succeeded", metrics=metrics, code_version=code_version())
     n_cores = len(result.match.cores)
     tell(session, claim, "cycle_succeeded", f"The cores of {n_cores} chains were compared.")
     move_job(session, claim.job_id, "succeeded")
@@ -112,7 +125,8 @@ def record_failure(session: Session, held: Held, *, code: str, message: str, par
 def record_crash(session: Session, held: Held, *, code: str, message: str, policy: RetryPolicy) -> str:
     """Record that an attempt broke off without an answer: queue its cycle again, or fail it after too many.
 
-    `code` is one of the retryable ones of `FAILURES`; after too many it stands as the error's `cause`.
+    `code` is one of the retryable ones of `FAILURES`; after too many it stands as the error's `cause`. Out of
+    memory counts for itself: once it is tried again, in parts of a batch, whatever else broke off before.
     Gives the outcome of the attempt.
 
     Raises:
@@ -123,15 +137,10 @@ def record_crash(session: Session, held: Held, *, code: str, message: str, polic
         _cancel(session, held, confirmed_by="lease" if code == "lease_expired" else "supervisor")
         return "cancelled"
     error = _error(code, message, None)
-    n_failed = session.scalars(
-        update(Cycle)
-        .where(Cycle.id == held.cycle_id)
-        .values(n_failed_attempts=Cycle.n_failed_attempts + 1)
-        .returning(Cycle.n_failed_attempts)
-        .execution_options(synchronize_session=False)
-    ).one()
+    if code == "out_of_memory":
+        return _try_in_parts(session, held, error)
+    n_failed, n_in_all = _count_crash(session, held.cycle_id)
     tell(session, held, "attempt_crashed", error["message"], data={"code": code, "n_failed": n_failed})
-    n_in_all = 1 + _count_crashed(session, held.cycle_id)
     if n_failed >= policy.max_attempts or n_in_all >= policy.max_in_all:
         many = f"All {n_failed} attempts" if n_in_all == n_failed else f"{n_in_all} attempts in all"
         told = f"{many} broke off; the last: {message}"
@@ -139,8 +148,9 @@ def record_crash(session: Session, held: Held, *, code: str, message: str, polic
         _fail(session, held, error=exhausted, outcome="crashed")
         return "crashed"
     close_attempt(session, held, "crashed", error=error)
-    wait = timedelta(seconds=policy.backoff_s * 2 ** (n_failed - 1))
-    _queue_again(session, held, reason=f"Waits for another attempt: {message}", wait=wait)
+    reason = f"Attempt {held.attempt_number} broke off ({code}): {message}"
+    wait = timedelta(seconds=policy.wait_s(code, n_failed=n_failed))
+    _queue_again(session, held, reason=reason, wait=wait)
     return "crashed"
 
 
@@ -194,10 +204,32 @@ def _fail(session: Session, held: Held, *, error: dict[str, Any], outcome: str) 
     tell(session, held, "job_failed", reason, data={"code": error["code"]})
 
 
-def _count_crashed(session: Session, cycle_id: str) -> int:
-    """Count the closed attempts at a cycle that broke off."""
-    where = (Attempt.cycle_id == cycle_id, Attempt.outcome == "crashed")
-    return session.scalars(select(func.count()).select_from(Attempt).where(*where)).one()
+def _try_in_parts(session: Session, held: Held, error: dict[str, Any]) -> str:
+    """Queue the cycle of an attempt that ran out of memory, or fail it where another one had before."""
+    before = select(Attempt.id).where(Attempt.cycle_id == held.cycle_id, Attempt.id != held.attempt_id)
+    if session.scalar(before.where(Attempt.error["code"].astext == error["code"]).limit(1)) is not None:
+        _fail(session, held, error=error, outcome="failed")
+        return "failed"
+    data = {"code": error["code"], "next": "computed_in_parts"}
+    tell(session, held, "attempt_crashed", error["message"], data=data)
+    close_attempt(session, held, "crashed", error=error)
+    reason = f"Attempt {held.attempt_number} ran out of memory; the next one computes batches in parts."
+    _queue_again(session, held, reason=reason, wait=None)
+    return "crashed"
+
+
+def _count_crash(session: Session, cycle_id: str) -> tuple[int, int]:
+    """Count one more attempt that broke off; give how many since a checkpoint, and in this run of the job."""
+    counted = session.execute(
+        update(Cycle)
+        .where(Cycle.id == cycle_id)
+        .values(
+            n_failed_attempts=Cycle.n_failed_attempts + 1, n_crashed_attempts=Cycle.n_crashed_attempts + 1
+        )
+        .returning(Cycle.n_failed_attempts, Cycle.n_crashed_attempts)
+        .execution_options(synchronize_session=False)
+    ).one()
+    return counted.n_failed_attempts, counted.n_crashed_attempts
 
 
 def _error(code: str, message: str, param: str | None) -> dict[str, Any]:

@@ -14,16 +14,18 @@ from dmsae.service.events import append_event
 from dmsae.service.tables import FINAL_JOB_STATES, Attempt, Cycle, Job
 
 JOB_MOVES = {
+    "queued": ("failed",),
     "running": ("queued",),
     "cancelling": ("queued", "running"),
     "succeeded": ("running",),
     "failed": ("running",),
     "cancelled": ("cancelling",),
 }
-"""State of a job -> the states that it may be reached from."""
+"""State of a job -> the states that it may be reached from; queued again is another run of it."""
 
 CYCLE_MOVES = {
-    "queued": ("waiting", "running"),
+    "waiting": ("skipped",),
+    "queued": ("waiting", "running", "failed"),
     "running": ("queued",),
     "succeeded": ("running",),
     "failed": ("running",),
@@ -107,6 +109,8 @@ def move_job(
         values["started_at"] = func.coalesce(Job.started_at, func.now())
     if state in FINAL_JOB_STATES:
         values["finished_at"] = func.now()
+    if state == "queued":
+        values |= {"run": Job.run + 1, "error": None, "finished_at": None, "expires_at": None}
     moved = session.execute(
         update(Job)
         .where(Job.id == job_id, Job.state.in_(JOB_MOVES[state]))

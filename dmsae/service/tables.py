@@ -71,6 +71,7 @@ CLAIM_INDEXES = {
 }
 """What `claim_cycle` walks along, to find the best cycle of an owner without looking at the others."""
 IS_UNPURGED = text("deleted_at IS NOT NULL AND purged_at IS NULL")
+IS_REPEATABLE = text("state = 'succeeded' AND deleted_at IS NULL")
 IS_UNCLEARED = text("outcome <> 'succeeded' AND cleared_at IS NULL")
 
 
@@ -135,6 +136,7 @@ class Job(Table):
         Index("ix_jobs_created_at_id", "created_at", "id"),
         Index("ix_jobs_tags", "tags", postgresql_using="gin"),
         Index("ix_jobs_unpurged", "deleted_at", postgresql_where=IS_UNPURGED),
+        Index("ix_jobs_repeatable", "config_digest", postgresql_where=IS_REPEATABLE),
     )
 
     id: Mapped[str] = mapped_column(primary_key=True)
@@ -158,6 +160,14 @@ class Job(Table):
     preset: Mapped[str | None]
     config: Mapped[dict[str, Any]]
     """The resolved `DistillationConfig`."""
+    config_digest: Mapped[str | None]
+    """Of all that decides its result; null where a file on a worker's disk does too."""
+    cloned_from: Mapped[str | None] = mapped_column(ForeignKey("jobs.id"))
+    """The job whose resolved config it started from."""
+    changes: Mapped[dict[str, Any] | None]
+    """What a clone's config says otherwise: setting -> from, to."""
+    identical_to: Mapped[str | None] = mapped_column(ForeignKey("jobs.id"))
+    """A finished job with the same result, as it was submitted."""
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())
     started_at: Mapped[datetime | None]
     finished_at: Mapped[datetime | None]
@@ -205,6 +215,10 @@ class Cycle(Table):
     """False for a probe's."""
     n_failed_attempts: Mapped[int] = mapped_column(Integer, server_default="0")
     """Attempts that broke off since one left a checkpoint."""
+    n_crashed_attempts: Mapped[int] = mapped_column(Integer, server_default="0")
+    """The same, whatever checkpoints were left; a retry by request begins both anew."""
+    code_version: Mapped[str | None]
+    """Of the code that finished it; null of what finished before that was noted."""
     queued_at: Mapped[datetime | None]
     not_before: Mapped[datetime | None]
     """Backoff: a queued cycle is not claimed earlier."""

@@ -15,6 +15,7 @@ from sqlalchemy.orm import Session
 from sqlalchemy.pool import NullPool
 
 import dmsae
+import dmsae.service.idempotency_tables
 import dmsae.service.source_tables
 import dmsae.service.upload_tables
 from dmsae.errors import Conflict, NotFound, Unavailable
