@@ -110,7 +110,7 @@ def as_failure(error: Exception) -> CycleFailed:
             "activations.model_batch_contexts, data.context_length or sae.n_latents, or use a larger one.",
         )
     if _is_disk_full(error):
-        return CycleFailed("disk_full", "The worker's disk is full; make room there and submit again.")
+        return CycleFailed("disk_full", "The disk of this worker's machine is full.")
     return CycleFailed("internal_error", f"{type(error).__name__}: {error}"[:1000])
 
 

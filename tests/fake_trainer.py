@@ -9,6 +9,7 @@ import ctypes
 import fcntl
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -90,6 +91,9 @@ def write_results(spec: dict[str, Any], out: Path, core: Path | None) -> None:
     (out / "core" / "core.json").write_text(json.dumps({**FACTS, "latents": entries}))
     (out / "sae").mkdir()
     (out / "sae" / "cfg.json").write_text('{"d_in": 576}')
+    size_bytes = spec["config"]["fake"].get("size_bytes") if "fake" in spec["config"] else None
+    if size_bytes is not None:
+        (out / "sae" / "sae_weights.safetensors").write_bytes(random.Random(cycle).randbytes(size_bytes))
     (out / "spec.json").write_text(json.dumps(spec))
     (out / "lineage.json").write_text(json.dumps(lineage))
     (out / "metrics.json").write_text('{"l0": 3.5, "ce_increase": NaN}')

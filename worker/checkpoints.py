@@ -4,7 +4,6 @@ Uploads have a thread of their own: neither cancelling nor the trainer waits for
 is left to the next report.
 """
 
-import hashlib
 import re
 import shutil
 import threading
@@ -17,17 +16,16 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from dmsae.errors import DmsaeError, NotFound, Unavailable
 from dmsae.service.checkpoints import ResumePoint, StoredCheckpoint
-from dmsae.service.objects import ObjectStore
+from dmsae.service.objects import BytesDiffer
 from dmsae.service.plain_json import read_plain_json
 from dmsae.service.states import Held
+from worker.patient_store import PatientStore
 from worker.protocol import CheckpointMessage
 from worker.work_folder import MANIFEST, upload_folder
 
 log = structlog.get_logger()
 
 WATCH_S = 0.05
-N_TRIES = 2
-"""How often a file is fetched whose bytes are not those that were stored."""
 FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 
 
@@ -54,7 +52,7 @@ class CheckpointUploads:
     def __init__(
         self,
         held: Held,
-        objects: ObjectStore,
+        objects: PatientStore,
         *,
         folder: Path,
         tell: Callable[[StoredCheckpoint], None],
@@ -94,6 +92,11 @@ class CheckpointUploads:
         with self._changed:
             return self._waiting is None and not self._is_busy
 
+    @property
+    def is_abandoned(self) -> bool:
+        """Whether even what is under way is broken off."""
+        return self._abandoned.is_set()
+
     def close(self, *, patience_s: float) -> None:
         """Take nothing more; let what was offered be stored for so long, then break it off and tell."""
         with self._changed:
@@ -101,7 +104,8 @@ class CheckpointUploads:
             self._changed.notify()
         if self._thread is not None:
             self._thread.join(patience_s)
-            self._abandoned.set()
+        self._abandoned.set()
+        if self._thread is not None:
             self._thread.join()
 
     def _run(self) -> None:
@@ -144,7 +148,7 @@ class CheckpointUploads:
             self._tell(stored)
 
 
-def fetch_checkpoint(point: ResumePoint, folder: Path, objects: ObjectStore) -> None:
+def fetch_checkpoint(point: ResumePoint, folder: Path, objects: PatientStore) -> None:
     """Fetch all files of a checkpoint into a new folder, each compared with its sha256.
 
     Raises:
@@ -165,13 +169,10 @@ def fetch_checkpoint(point: ResumePoint, folder: Path, objects: ObjectStore) -> 
     manifest.unlink()
 
 
-def _fetch(objects: ObjectStore, prefix: str, path: Path, *, sha256: str) -> None:
-    for _ in range(N_TRIES):
-        try:
-            objects.fetch_file(prefix + path.name, path)
-        except NotFound as error:
-            raise CheckpointUnusable(f"{path.name} is gone from the store") from error
-        with path.open("rb") as file:
-            if hashlib.file_digest(file, "sha256").hexdigest() == sha256:
-                return
-    raise CheckpointUnusable(f"the store holds other bytes of {path.name} than were put there")
+def _fetch(objects: PatientStore, prefix: str, path: Path, *, sha256: str) -> None:
+    try:
+        objects.get_file(prefix + path.name, path, sha256=sha256)
+    except NotFound as error:
+        raise CheckpointUnusable(f"{path.name} is gone from the store") from error
+    except BytesDiffer as error:
+        raise CheckpointUnusable(f"the store holds other bytes of {path.name} than were put there") from error

@@ -8,6 +8,7 @@ import os
 import re
 import signal
 import threading
+import time
 
 import structlog
 
@@ -19,6 +20,23 @@ log = structlog.get_logger()
 UNITS_S = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 RECORDING_S = 5.0
 """How long after the grace and the end of the trainer the hand-back may take."""
+
+
+class Grace:
+    """How long an attempt may still take once its worker is told to end, from when it is first asked."""
+
+    def __init__(self, draining: threading.Event, seconds: float) -> None:
+        self._draining, self._seconds = draining, seconds
+        self._ends_at: float | None = None
+
+    @property
+    def is_over(self) -> bool:
+        """Whether what is not done by now is left to another worker."""
+        if not self._draining.is_set():
+            return False
+        if self._ends_at is None:
+            self._ends_at = time.monotonic() + self._seconds
+        return time.monotonic() >= self._ends_at
 
 
 def stop_this_worker() -> None:

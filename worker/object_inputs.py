@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from dmsae.errors import Conflict, CycleFailed, NotFound
-from dmsae.service.objects import ObjectStore
 from dmsae.sources import ObjectText, StoredObject
+from worker.patient_store import PatientStore
 
 KEPT_BYTES = 20 << 30
 """Objects that are kept on a machine; the least recently used make room, those in use stay."""
@@ -30,7 +30,7 @@ class ObjectInputs:
         """Where a trainer finds them, by `StoredObject.file_name`."""
         self._lock_fd: int | None = None
 
-    def fetch(self, spec: dict[str, Any], objects: ObjectStore, *, has_stopped: Callable[[], bool]) -> None:
+    def fetch(self, spec: dict[str, Any], objects: PatientStore, *, has_stopped: Callable[[], bool]) -> None:
         """Link every object that the spec names into the folder, downloading what is not kept here.
 
         Raises:
@@ -63,7 +63,7 @@ class ObjectInputs:
         shutil.rmtree(self.folder, ignore_errors=True)
         self.folder.mkdir()
 
-    def _take(self, stored: StoredObject, objects: ObjectStore, *, index: int) -> None:
+    def _take(self, stored: StoredObject, objects: PatientStore, *, index: int) -> None:
         kept, link = self._kept / stored.file_name, self.folder / stored.file_name
         if link.exists() or _link_kept(kept, link, size_bytes=stored.size_bytes):
             return
@@ -97,7 +97,7 @@ class ObjectInputs:
         return folder.with_name(folder.name + ".lock")
 
 
-def _download(stored: StoredObject, objects: ObjectStore, path: Path, *, index: int) -> None:
+def _download(stored: StoredObject, objects: PatientStore, path: Path, *, index: int) -> None:
     param = f"data.text.objects.{index}"
     try:
         objects.get_object_if(stored.key, stored.etag or "", path)

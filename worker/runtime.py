@@ -15,6 +15,7 @@ from dmsae.service.queue import WakeUps
 from dmsae.service.settings import Settings
 from dmsae.service.workers import WorkerIdentity, identify_worker
 from worker.devices import Device, find_device
+from worker.disk import DiskRoom
 
 TRAINER_COMMAND = (sys.executable, "-m", "dmsae.cycle")
 
@@ -34,6 +35,7 @@ class Runtime:
     """The GPU that a trainer sees; none on a CPU."""
     draining: threading.Event = field(default_factory=threading.Event)
     """Set when the worker is told to stop: the attempt in hand is handed back."""
+    disk: DiskRoom = field(default_factory=DiskRoom)
 
     def close(self) -> None:
         """Close all connections."""

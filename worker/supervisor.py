@@ -7,9 +7,7 @@ transaction. While Postgres is away the record waits for it; a stale attempt rec
 import errno
 import shutil
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TypeVar
 
 import structlog
 
@@ -29,8 +27,10 @@ from dmsae.service.recording import (
 from dmsae.service.results import TrainerResult, read_result
 from worker.checkpoints import CheckpointUnusable, CheckpointUploads, fetch_checkpoint
 from worker.device_lock import DeviceLock
+from worker.draining import Grace
 from worker.heartbeat import Heartbeat
 from worker.object_inputs import ObjectInputs
+from worker.patient_store import PatientStore
 from worker.protocol import DoneMessage, FailedMessage
 from worker.redacting import make_redactor
 from worker.runtime import Runtime
@@ -44,10 +44,7 @@ WATCH_S = 0.1
 EXIT_PATIENCE_S = 10.0
 """How long a trainer may take to exit after its last line."""
 RECORD_PATIENCE_S = 1.0
-STORE_TRIES = 4
 NOT_GONE_PATIENCE_S = 5.0
-
-Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -70,9 +67,16 @@ class Supervisor:
         self._claim = claim
         self._lock = lock
         self._folder = WorkFolder(runtime.settings.work_dir, runtime.worker.slot)
+        self._grace = Grace(runtime.draining, runtime.settings.drain_grace_s)
+        self._objects = PatientStore(
+            runtime.objects,
+            patience_s=runtime.settings.store_patience_s,
+            has_stopped=lambda: self._is_over,
+            tell=lambda error: self._output.add_event("store_unavailable", error.message, {}),
+        )
         self._uploads = CheckpointUploads(
             claim,
-            runtime.objects,
+            self._objects,
             folder=self._folder.checkpoints,
             tell=lambda stored: self._output.add_checkpoint(stored),
             has_stopped=lambda: self._is_lost,
@@ -90,16 +94,18 @@ class Supervisor:
         artifacts: tuple[StoredFile, ...] = ()
         result: TrainerResult | None = None
         try:
-            with self._heartbeat:
+            with self._heartbeat, self._runtime.objects.broken_off_when(lambda: self._is_over):
                 verdict = self._prepare() or self._train()
-                is_needed = verdict.kind == "crashed"
-                self._uploads.close(patience_s=self._settings.drain_grace_s if is_needed else 0)
                 if verdict.kind == "succeeded":
                     verdict, artifacts, result = self._collect()
+                is_needed = verdict.kind == "crashed"
+                self._uploads.close(patience_s=self._settings.drain_grace_s if is_needed else 0)
             outcome = self._record(verdict, artifacts, result)
         finally:
             self._folder.clear()
             self._inputs.release()
+        if verdict.code == "disk_full":
+            self._runtime.disk.rest(self._settings)
         self._log.info("attempt_ended", outcome=outcome, code=verdict.code or None)
         return outcome
 
@@ -107,15 +113,11 @@ class Supervisor:
         try:
             check_paths(self._claim.spec, self._settings.allowed_roots)
             self._settings.cache_dir.mkdir(parents=True, exist_ok=True)
-            self._with_store(lambda: self._folder.prepare(self._claim, self._runtime.objects))
+            self._folder.prepare(self._claim, self._objects)
             self._fetch_checkpoint()
-            self._with_store(
-                lambda: self._inputs.fetch(
-                    self._claim.spec, self._runtime.objects, has_stopped=lambda: self._has_stopped
-                )
-            )
+            self._inputs.fetch(self._claim.spec, self._objects, has_stopped=lambda: self._has_stopped)
         except (CycleFailed, Unavailable, OSError) as error:
-            return _verdict_of(error)
+            return self._verdict_on(error)
         return None
 
     def _fetch_checkpoint(self) -> None:
@@ -124,7 +126,7 @@ class Supervisor:
         if point is None:
             return
         try:
-            self._with_store(lambda: fetch_checkpoint(point, self._folder.resume, self._runtime.objects))
+            fetch_checkpoint(point, self._folder.resume, self._objects)
         except CheckpointUnusable as error:
             shutil.rmtree(self._folder.resume)
             reason = error.message
@@ -153,9 +155,12 @@ class Supervisor:
             self._lock.name_trainer(trainer.pid)
             self._log.info("trainer_started", pid=trainer.pid)
             verdict = self._watch(trainer)
+        except OSError as error:
+            verdict = _verdict_of(error)
         finally:
             self._end(trainer)
-        return verdict or self._judge(trainer)
+        is_left = verdict is not None and verdict.kind == "handed_back" and self._output.ending is not None
+        return self._judge(trainer) if verdict is None or is_left else verdict
 
     def _watch(self, trainer: Trainer) -> Verdict | None:
         """Wait until the trainer ends by itself (None), or there is a reason to end it."""
@@ -178,13 +183,12 @@ class Supervisor:
         return None
 
     def _take_leave(self, trainer: Trainer) -> None:
-        """Have the SAE as it stands written and stored, within the grace of a drain."""
-        deadline = time.monotonic() + self._settings.drain_grace_s
+        """Within the grace of a drain, have the SAE as it stands stored, or the trainer say its last line."""
         written_before = self._uploads.newest_step
         is_training = self._output.last_phase == "training"
         if is_training:
             trainer.ask_for_checkpoint()
-        while time.monotonic() < deadline and trainer.exit_status() is None and not self._is_lost:
+        while trainer.exit_status() is None and not self._output.ending and not self._is_over:
             if self._uploads.stored_step > written_before or (not is_training and self._uploads.is_idle):
                 return
             time.sleep(WATCH_S)
@@ -192,6 +196,11 @@ class Supervisor:
     @property
     def _is_lost(self) -> bool:
         return self._heartbeat.is_stale or self._heartbeat.is_cancelling
+
+    @property
+    def _is_over(self) -> bool:
+        """Whether what is under way in the store is to be broken off."""
+        return self._is_lost or self._grace.is_over or self._uploads.is_abandoned
 
     def _reason_to_stop(self) -> Verdict | None:
         if self._heartbeat.is_stale:
@@ -233,34 +242,23 @@ class Supervisor:
         return say_what_fits(self._claim.spec, memory_bytes, settings.allowed_roots)
 
     def _collect(self) -> tuple[Verdict, tuple[StoredFile, ...], TrainerResult | None]:
-        """Read the results and store all files."""
+        """Read the results and store all files; a worker that is to end does so within its grace."""
         self._output.set_phase("uploading")
         started = time.monotonic()
         try:
             result = read_result(self._folder.out, is_match="cores" in self._claim.spec["config"])
-            artifacts = self._with_store(
-                lambda: self._folder.upload(
-                    self._claim, self._runtime.objects, has_stopped=lambda: self._has_stopped
-                )
-            )
+            artifacts = self._folder.upload(self._claim, self._objects, has_stopped=lambda: self._is_over)
         except (CycleFailed, Unavailable, OSError) as error:
-            return _verdict_of(error), (), None
+            return self._verdict_on(error), (), None
         if not artifacts:
             return self._reason_to_stop() or Verdict("handed_back"), (), None
         timed = result.with_phase("uploading", seconds=time.monotonic() - started)
         return Verdict("succeeded"), artifacts, timed
 
-    def _with_store(self, use: Callable[[], Result]) -> Result:
-        """Use the store, again after a while if it does not answer."""
-        for n_tried in range(1, STORE_TRIES):
-            try:
-                return use()
-            except Unavailable:
-                self._log.warning("store_unavailable", n_tried=n_tried)
-                if self._reason_to_stop() is not None:
-                    raise
-                time.sleep(2**n_tried)
-        return use()
+    def _verdict_on(self, error: CycleFailed | Unavailable | OSError) -> Verdict:
+        """Say how an error ends the attempt: what was broken off because it had to stop is no crash."""
+        reason = self._reason_to_stop() if isinstance(error, Unavailable) else None
+        return reason or _verdict_of(error)
 
     def _record(
         self, verdict: Verdict, artifacts: tuple[StoredFile, ...], result: TrainerResult | None
@@ -285,7 +283,7 @@ class Supervisor:
                 verdict = Verdict("failed", "internal_error", "The database refused the cycle's results.")
                 recording = self._recording(verdict, (), None)
             except Unavailable:
-                if self._runtime.draining.is_set():
+                if self._grace.is_over:
                     self._log.warning("attempt_left_open")
                     return "unrecorded"
                 self._log.warning("record_waits_for_database")
@@ -320,9 +318,10 @@ class Supervisor:
 def _verdict_of(error: CycleFailed | Unavailable | OSError) -> Verdict:
     match error:
         case CycleFailed():
-            return Verdict("failed", error.failure, error.message, error.param)
+            kind = "crashed" if error.is_retryable else "failed"
+            return Verdict(kind, error.failure, error.message, error.param)
         case Unavailable():
             return Verdict("crashed", "store_unavailable", error.message)
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return Verdict("failed", "disk_full", "The worker's disk is full.")
+        return Verdict("crashed", "disk_full", "The disk of this worker's machine is full.")
     return Verdict("crashed", "crashed", f"The worker cannot use its work folder: {error.strerror}.")

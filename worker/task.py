@@ -38,7 +38,7 @@ def _note_key(runtime: Runtime, key: str) -> None:
 
 def _claim(runtime: Runtime, celery_task_id: str | None) -> Claim | None:
     worker = runtime.worker
-    if runtime.draining.is_set():
+    if runtime.draining.is_set() or not runtime.disk.may_begin(runtime.settings):
         return None
     keys = held_keys(runtime.settings)
 

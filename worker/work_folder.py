@@ -9,8 +9,8 @@ from typing import Any
 from dmsae.errors import CycleFailed, InvalidConfig
 from dmsae.service.allowed_paths import allowed_path
 from dmsae.service.claims import Claim, StoredFile
-from dmsae.service.objects import ObjectStore
 from dmsae.service.settings import Settings
+from worker.patient_store import PatientStore
 
 MANIFEST = "manifest.json"
 
@@ -27,7 +27,7 @@ class WorkFolder:
         self.checkpoints = self.path / "checkpoints"
         self.resume = self.path / "resume"
 
-    def prepare(self, claim: Claim, objects: ObjectStore) -> None:
+    def prepare(self, claim: Claim, objects: PatientStore) -> None:
         """Write the spec and fetch the core that the cycle starts from, or the cycles that it is made from.
 
         Raises:
@@ -58,7 +58,7 @@ class WorkFolder:
         return [str(self.spec), str(self.out), *core, *folders, *room, *kept, *roots, "--supervised"]
 
     def upload(
-        self, claim: Claim, objects: ObjectStore, *, has_stopped: Callable[[], bool]
+        self, claim: Claim, objects: PatientStore, *, has_stopped: Callable[[], bool]
     ) -> tuple[StoredFile, ...]:
         """Store all results under this attempt's prefix, the manifest last; stop between two files if told.
 
@@ -73,7 +73,7 @@ class WorkFolder:
 
 
 def upload_folder(
-    objects: ObjectStore, folder: Path, prefix: str, *, has_stopped: Callable[[], bool]
+    objects: PatientStore, folder: Path, prefix: str, *, has_stopped: Callable[[], bool]
 ) -> tuple[StoredFile, ...]:
     """Store all files of a folder under a prefix, a manifest last; stop between two and give none if told.
 

@@ -4,34 +4,40 @@ What is stored under which key, and when it may be deleted, is the business of w
 """
 
 import hashlib
+import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from urllib.parse import quote
 
-import boto3
-from boto3.exceptions import Boto3Error
 from boto3.s3.transfer import TransferConfig
-from botocore.config import Config
-from botocore.exceptions import BotoCoreError, ClientError
+from botocore.exceptions import ClientError
 
 from dmsae.errors import Conflict, NotFound, Unavailable
 from dmsae.service.settings import Settings
-
-if TYPE_CHECKING:
-    from mypy_boto3_s3 import S3Client
+from dmsae.service.store_client import make_client, status_of, translated_errors
 
 CHUNK_BYTES = 1 << 20
+READ_TIMEOUT_S = 20.0
+"""How long the store may be silent; whoever breaks off waits no longer for it."""
 TRANSFER = TransferConfig(
     multipart_threshold=16 << 20, multipart_chunksize=8 << 20, max_concurrency=2, max_io_queue=8
 )
 """At most a few parts of 8 MiB in memory, whatever the size of the file."""
 ONE_PIECE = TransferConfig(multipart_threshold=5 << 30, max_concurrency=2, max_io_queue=8)
 """A single PUT, as presigned links make it, streamed from the file; S3 takes at most 5 GiB so."""
+
+
+class BytesDiffer(Unavailable):
+    """The object store gave other bytes than were stored."""
+
+
+class BrokenOff(Unavailable):
+    """What was under way in the object store was broken off."""
 
 
 @dataclass(frozen=True)
@@ -67,10 +73,26 @@ class ObjectStore:
     def __init__(self, settings: Settings) -> None:
         self._bucket = settings.s3_bucket
         self._presign_s = settings.presign_s
-        self._client = _client(settings, str(settings.s3_endpoint_url), read_timeout_s=60, n_tries=3)
-        self._probe = _client(settings, str(settings.s3_endpoint_url), read_timeout_s=2, n_tries=1)
+        self._client = make_client(
+            settings, str(settings.s3_endpoint_url), read_timeout_s=READ_TIMEOUT_S, n_tries=3
+        )
+        self._probe = make_client(settings, str(settings.s3_endpoint_url), read_timeout_s=2, n_tries=1)
         public = settings.s3_public_endpoint_url or settings.s3_endpoint_url
-        self._public = _client(settings, str(public), read_timeout_s=60, n_tries=3)
+        self._public = make_client(settings, str(public), read_timeout_s=READ_TIMEOUT_S, n_tries=3)
+        self._has_stopped: Callable[[], bool] = _never
+        self._client.meta.events.register("before-send.s3", self._check_stop)
+
+    @contextmanager
+    def broken_off_when(self, has_stopped: Callable[[], bool]) -> Iterator[None]:
+        """Within, break off what any thread does here once it says so: before each call, between pieces.
+
+        Meanwhile every method may raise `BrokenOff`, at the latest when the store was silent for too long.
+        """
+        self._has_stopped = has_stopped
+        try:
+            yield
+        finally:
+            self._has_stopped = _never
 
     def ensure_bucket(self) -> None:
         """Create the bucket unless it is there.
@@ -78,11 +100,11 @@ class ObjectStore:
         Raises:
             Unavailable: the store does not answer, or refuses.
         """
-        with _translated(self._bucket):
+        with translated_errors(self._bucket):
             try:
                 self._client.head_bucket(Bucket=self._bucket)
             except ClientError as error:
-                if _status(error) != 404:
+                if status_of(error) != 404:
                     raise
                 self._create_bucket()
 
@@ -92,11 +114,11 @@ class ObjectStore:
         Raises:
             Unavailable: the store does not answer, refuses, or has no such bucket.
         """
-        with _translated(self._bucket):
+        with translated_errors(self._bucket):
             try:
                 self._probe.head_bucket(Bucket=self._bucket)
             except ClientError as error:
-                if _status(error) == 404:
+                if status_of(error) == 404:
                     raise Unavailable(f"The object store has no bucket {self._bucket!r}.") from error
                 raise
 
@@ -106,7 +128,7 @@ class ObjectStore:
         A store that begins may know its objects a moment before it can read them.
         """
         try:
-            with _translated(self._bucket):
+            with translated_errors(self._bucket):
                 listed = self._probe.list_objects_v2(Bucket=self._bucket, MaxKeys=1)
                 for item in listed.get("Contents", []):
                     with self._probe.get_object(Bucket=self._bucket, Key=item["Key"])["Body"] as body:
@@ -120,18 +142,22 @@ class ObjectStore:
     def put_file(self, key: str, path: Path, *, is_one_piece: bool = False) -> StoredObject:
         """Upload one file, read it back, and compare size and sha256.
 
-        `is_one_piece` gives a large one the ETag that it has after a single PUT.
+        Of an earlier try that broke off no parts are left. `is_one_piece` gives a large one the ETag that it
+        has after a single PUT.
 
         Raises:
-            Unavailable: the store does not answer, or what it holds differs from what was sent.
+            BytesDiffer: what the store holds differs from what was sent.
+            Unavailable: the store does not answer.
         """
         size_bytes, sha256 = _measure(path)
-        with _translated(key):
-            transfer = ONE_PIECE if is_one_piece else TRANSFER
-            self._client.upload_file(str(path), self._bucket, key, Config=transfer)
+        transfer = ONE_PIECE if is_one_piece else TRANSFER
+        with translated_errors(key):
+            if size_bytes >= transfer.multipart_threshold:
+                self._abandon(key, key=key)
+            self._client.upload_file(str(path), self._bucket, key, Config=transfer, Callback=self._check_stop)
             stored_bytes, stored_sha256 = self._measure_stored(key)
         if (stored_bytes, stored_sha256) != (size_bytes, sha256):
-            raise Unavailable(
+            raise BytesDiffer(
                 f"The object store changed {key!r}: {size_bytes} bytes sent, {stored_bytes} stored.",
                 key=key,
             )
@@ -142,14 +168,14 @@ class ObjectStore:
 
         Raises:
             NotFound: there is no such object.
-            Unavailable: the store does not answer, or its bytes are not those that were stored.
+            BytesDiffer: its bytes are not those that were stored.
+            Unavailable: the store does not answer.
         """
         partial = path.with_name(path.name + ".partial")
-        with _translated(key):
-            self._client.download_file(self._bucket, key, str(partial), Config=TRANSFER)
+        self.fetch_file(key, partial)
         if _measure(partial)[1] != sha256:
             partial.unlink()
-            raise Unavailable(f"The object store holds other bytes than were stored under {key!r}.", key=key)
+            raise BytesDiffer(f"The object store holds other bytes than were stored under {key!r}.", key=key)
         partial.replace(path)
 
     def fetch_file(self, key: str, path: Path) -> None:
@@ -159,28 +185,26 @@ class ObjectStore:
             NotFound: there is no such object.
             Unavailable: the store does not answer.
         """
-        with _translated(key):
-            self._client.download_file(self._bucket, key, str(path), Config=TRANSFER)
+        with translated_errors(key):
+            self._client.download_file(
+                self._bucket, key, str(path), Config=TRANSFER, Callback=self._check_stop
+            )
 
     def get_object_if(self, key: str, etag: str, path: Path) -> None:
         """Download one object unless it holds other bytes by now than those of this etag.
 
+        Its sha256 is known to nobody: unless the etag is the MD5 of what came, it must come twice the same.
+
         Raises:
             NotFound: there is no such object.
             Conflict: it holds other bytes.
+            BytesDiffer: it was not the same twice.
             Unavailable: the store does not answer, or breaks off.
         """
-        with _translated(key):
-            try:
-                answer = self._client.get_object(Bucket=self._bucket, Key=key, IfMatch=f'"{etag}"')
-            except ClientError as error:
-                if _status(error) == 412:
-                    raise Conflict(f"The object {key!r} has changed.", key=key) from error
-                raise
-            body = answer["Body"]
-            with body, path.open("wb") as file:
-                for chunk in body.iter_chunks(CHUNK_BYTES):
-                    file.write(chunk)
+        with translated_errors(key):
+            md5, sha256 = self._read_if(key, etag, path)
+            if md5 != etag and self._read_if(key, etag, Path(os.devnull)) != (md5, sha256):
+                raise BytesDiffer(f"The object store gave two versions of {key!r} under one etag.", key=key)
 
     def find(self, key: str) -> StoredObject | None:
         """Read one object through and say what it is; None if there is none.
@@ -189,7 +213,7 @@ class ObjectStore:
             Unavailable: the store does not answer.
         """
         try:
-            with _translated(key):
+            with translated_errors(key):
                 return StoredObject(key, *self._measure_stored(key))
         except NotFound:
             return None
@@ -198,7 +222,7 @@ class ObjectStore:
         """Make a link on the public endpoint under which anyone can download the object for a while."""
         plain = re.sub(r"[^A-Za-z0-9._-]", "_", filename)
         disposition = f"attachment; filename=\"{plain}\"; filename*=UTF-8''{quote(filename, safe='')}"
-        with _translated(key):
+        with translated_errors(key):
             return self._public.generate_presigned_url(
                 "get_object",
                 Params={"Bucket": self._bucket, "Key": key, "ResponseContentDisposition": disposition},
@@ -212,7 +236,7 @@ class ObjectStore:
         if content_type is not None:
             params["ContentType"] = headers["Content-Type"] = content_type
         expires_at = datetime.now(UTC) + timedelta(seconds=self._presign_s)
-        with _translated(key):
+        with translated_errors(key):
             url = self._public.generate_presigned_url(
                 "put_object",
                 Params={"Bucket": self._bucket, "Key": key, **params},
@@ -227,7 +251,7 @@ class ObjectStore:
             NotFound: there is no such object.
             Unavailable: the store does not answer.
         """
-        with _translated(key):
+        with translated_errors(key):
             head = self._probe.head_object(Bucket=self._bucket, Key=key)
         return ObjectFacts(head["ContentLength"], head["ETag"].strip('"'))
 
@@ -237,7 +261,7 @@ class ObjectStore:
         Raises:
             Unavailable: the store does not answer, or kept it.
         """
-        with _translated(key):
+        with translated_errors(key):
             self._client.delete_object(Bucket=self._bucket, Key=key)
 
     def delete_prefix(self, prefix: str) -> int:
@@ -249,7 +273,7 @@ class ObjectStore:
         """
         _require_folder(prefix)
         n_deleted = 0
-        with _translated(prefix):
+        with translated_errors(prefix):
             for page in self._client.get_paginator("list_objects_v2").paginate(
                 Bucket=self._bucket, Prefix=prefix
             ):
@@ -267,20 +291,8 @@ class ObjectStore:
             Unavailable: the store does not answer.
         """
         _require_folder(prefix)
-        before = datetime.now(UTC) - timedelta(seconds=older_than_s)
-        n_abandoned = 0
-        with _translated(prefix):
-            for page in self._client.get_paginator("list_multipart_uploads").paginate(
-                Bucket=self._bucket, Prefix=prefix
-            ):
-                for upload in page.get("Uploads", []):
-                    if older_than_s and upload["Initiated"] > before:
-                        continue
-                    self._client.abort_multipart_upload(
-                        Bucket=self._bucket, Key=upload["Key"], UploadId=upload["UploadId"]
-                    )
-                    n_abandoned += 1
-        return n_abandoned
+        with translated_errors(prefix):
+            return self._abandon(prefix, older_than_s=older_than_s)
 
     def close(self) -> None:
         """Close the pooled connections."""
@@ -302,52 +314,57 @@ class ObjectStore:
         body = self._client.get_object(Bucket=self._bucket, Key=key)["Body"]
         with body:
             for chunk in body.iter_chunks(CHUNK_BYTES):
+                self._check_stop()
                 digest.update(chunk)
                 size_bytes += len(chunk)
         return size_bytes, digest.hexdigest()
+
+    def _read_if(self, key: str, etag: str, path: Path) -> tuple[str, str]:
+        """Write an object of this etag to a path, and give the MD5 and the sha256 of what came."""
+        try:
+            body = self._client.get_object(Bucket=self._bucket, Key=key, IfMatch=f'"{etag}"')["Body"]
+        except ClientError as error:
+            if status_of(error) == 412:
+                raise Conflict(f"The object {key!r} has changed.", key=key) from error
+            raise
+        md5, sha256 = hashlib.md5(usedforsecurity=False), hashlib.sha256()
+        with body, path.open("wb") as file:
+            for chunk in body.iter_chunks(CHUNK_BYTES):
+                self._check_stop()
+                md5.update(chunk)
+                sha256.update(chunk)
+                file.write(chunk)
+        return md5.hexdigest(), sha256.hexdigest()
+
+    def _abandon(self, prefix: str, *, key: str | None = None, older_than_s: float = 0) -> int:
+        """Abandon uploads in parts of all keys that begin so, or of one alone; give how many."""
+        before = datetime.now(UTC) - timedelta(seconds=older_than_s)
+        n_abandoned = 0
+        pages = self._client.get_paginator("list_multipart_uploads")
+        for page in pages.paginate(Bucket=self._bucket, Prefix=prefix):
+            for upload in page.get("Uploads", []):
+                is_young = older_than_s and upload["Initiated"] > before
+                if is_young or key not in (None, upload["Key"]):
+                    continue
+                self._client.abort_multipart_upload(
+                    Bucket=self._bucket, Key=upload["Key"], UploadId=upload["UploadId"]
+                )
+                n_abandoned += 1
+        return n_abandoned
+
+    def _check_stop(self, *_: object, **__: object) -> None:
+        """Break off if told to; called by botocore too, before each call and as bytes go by."""
+        if self._has_stopped():
+            raise BrokenOff
+
+
+def _never() -> bool:
+    return False
 
 
 def _require_folder(prefix: str) -> None:
     if not prefix.endswith("/") or prefix == "/":
         raise ValueError(f"prefix = {prefix!r}: must name a folder and end in '/'")
-
-
-def _client(settings: Settings, endpoint_url: str, *, read_timeout_s: float, n_tries: int) -> "S3Client":
-    return boto3.session.Session().client(
-        "s3",
-        endpoint_url=endpoint_url,
-        region_name=settings.s3_region,
-        aws_access_key_id=settings.s3_access_key,
-        aws_secret_access_key=settings.s3_secret_key.get_secret_value(),
-        config=Config(
-            signature_version="s3v4",
-            s3={"addressing_style": "path"},
-            request_checksum_calculation="when_required",
-            response_checksum_validation="when_required",
-            connect_timeout=min(5, read_timeout_s),
-            read_timeout=read_timeout_s,
-            retries={"mode": "standard", "total_max_attempts": n_tries},
-        ),
-    )
-
-
-@contextmanager
-def _translated(what: str) -> Iterator[None]:
-    """The border to botocore: its errors become ours, by status."""
-    try:
-        yield
-    except ClientError as error:
-        if _status(error) == 404:
-            raise NotFound(f"The object store has no {what!r}.", key=what) from error
-        raise Unavailable(
-            f"The object store refused {what!r} (status {_status(error)}).", key=what
-        ) from error
-    except (BotoCoreError, Boto3Error) as error:
-        raise Unavailable("The object store does not answer; try again in a moment.", key=what) from error
-
-
-def _status(error: ClientError) -> int:
-    return int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
 
 
 def _measure(path: Path) -> tuple[int, str]:

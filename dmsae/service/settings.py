@@ -81,6 +81,10 @@ class Settings(BaseSettings):
     """Seconds of training between two checkpoints."""
     drain_grace_s: float = Field(20.0, ge=0)
     """How long a worker that is told to stop waits for a checkpoint of its cycle to be stored."""
+    store_patience_s: float = Field(600.0, ge=0)
+    """How long an attempt waits for an object store that is away, for each file, before it gives up."""
+    disk_reserve_bytes: int = Field(256 << 20, ge=0)
+    """A worker with less room in its work or cache folder takes no cycle."""
     retry_backoff_s: float = Field(1.0, ge=0)
     """Wait before the second attempt; it doubles with each further one."""
     kill_grace_s: float = Field(3.0, ge=0)

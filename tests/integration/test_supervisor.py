@@ -222,10 +222,8 @@ def plant_object(bench: Bench, folder: Path) -> tuple[dict[str, Any], list[Store
     return {"source": "objects", "objects": [stored.model_dump()]}, [stored]
 
 
-def test_a_store_that_does_not_answer_means_another_attempt(
-    bench: Bench, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("worker.supervisor.STORE_TRIES", 1)
+def test_a_store_that_does_not_answer_means_another_attempt(bench: Bench) -> None:
+    bench.runtime.settings = bench.runtime.settings.model_copy(update={"store_patience_s": 0})
     away = bench.runtime.settings.model_copy(update={"s3_endpoint_url": "http://127.0.0.1:9"})
     bench.runtime.objects.close()
     bench.runtime.objects = ObjectStore(away)
