@@ -146,7 +146,8 @@ def _answer_validation(request: Request, error: Exception) -> Response:
     if "path" in places:
         return problem(404, "not_found", "There is no such thing.", request_id=request_id(request))
     problems = field_problems([{**found, "loc": found["loc"][1:]} for found in errors])
-    return _refused(request, problems, code="invalid_request" if "query" in places else "invalid_config")
+    code = "invalid_request" if places & {"query", "header"} else "invalid_config"
+    return _refused(request, problems, code=code)
 
 
 def _answer_http(request: Request, error: Exception) -> Response:

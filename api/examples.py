@@ -3,6 +3,7 @@
 from typing import Any
 
 JOB_ID = "job_019ab2f0c4d17c3e8a51d2f6b7e80913"
+CLONED_ID = "job_019ab2e9d4d17c3e8a51d2f6b7e80912"
 MOMENT = "2026-11-25T16:20:41.204117Z"
 LATER = "2026-11-25T16:23:05.770012Z"
 SHA256 = "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08"
@@ -14,8 +15,9 @@ SUBMISSION: dict[str, Any] = {
     "seed": 1,
     "sae": {"k": 24},
 }
-SUBMISSIONS: list[Any] = [SUBMISSION, {"preset": "demo", "chains": 3}]
-"""Bodies of POST /distillations: one job; a group of three chains."""
+CLONE: dict[str, Any] = {"clone": JOB_ID, "set": {"sae": {"k": 64}}, "name": "the same, less sparse"}
+SUBMISSIONS: list[Any] = [SUBMISSION, {"preset": "demo", "chains": 3}, CLONE]
+"""Bodies of POST /distillations: one job; a group of three chains; another job with one change."""
 
 CORE_CYCLE: dict[str, Any] = {"job_id": JOB_ID, "cycle_index": 2}
 TRAINING_SUBMISSIONS: list[Any] = [
@@ -27,8 +29,9 @@ TRAINING_SUBMISSIONS: list[Any] = [
             "core": [{"kind": kind, "cycle": CORE_CYCLE} for kind in ("selected", "energy", "frequent")],
         }
     },
+    {"clone": JOB_ID, "set": {"seed": 2}},
 ]
-"""Bodies of POST /trainings: around a job's last core at another k; a control; a group of nine jobs."""
+"""Bodies of POST /trainings: around a job's last core at another k; a control; nine jobs; another seed."""
 
 CHANGES: dict[str, Any] = {"name": "the good one", "tags": ["smollm2", "keep"], "priority": "high"}
 """Body of PATCH /jobs/{id}."""
@@ -105,7 +108,10 @@ IN_USE = {
     "n_layers": 30,
     "d_model": 576,
 }
-JOB = {**SUMMARY, "config": CONFIG, "in_use": IN_USE}
+CHANGED: dict[str, Any] = {"sae.k": {"from": 32, "to": 24}}
+ORIGIN: dict[str, Any] = {"cloned_from": CLONED_ID, "changes": CHANGED, "identical_to": None}
+JOB = {**SUMMARY, "config": CONFIG, "in_use": IN_USE, **ORIGIN}
+REUSED = {**JOB, "state": "succeeded", "reused": True}
 JOB_LIST: dict[str, Any] = {"items": [SUMMARY], "next_cursor": None}
 
 DRY_RUN: dict[str, Any] = {
@@ -134,6 +140,7 @@ DRY_RUN: dict[str, Any] = {
     "time": {"value": None, "unit": "s", "source": "No estimate: ..."},
     "gpu_hours": {"value": None, "unit": "h", "source": "No estimate: ..."},
     "retention_days": None,
+    "identical_to": None,
 }
 
 DRY_RUN_GROUP: dict[str, Any] = {"n_jobs": 1, "jobs": [DRY_RUN]}

@@ -10,6 +10,7 @@ from fastapi import Depends, FastAPI
 
 from api.dependencies import Parts, refuse_unknown_query
 from api.errors import PROBLEMS, add_error_handlers
+from api.idempotency import add_replays
 from api.limits import RequestLimits
 from api.routes import admin, distillations, groups, health, jobs, keys, queue, trainings, uploads
 from api.security import identify_caller
@@ -49,6 +50,7 @@ def create_app(settings: Settings) -> FastAPI:
     app.state.parts = parts
     app.add_middleware(RequestLimits)
     add_error_handlers(app)
+    add_replays(app)
     for module in (distillations, trainings, groups, jobs, queue, uploads, keys, admin):
         app.include_router(module.router, dependencies=[Depends(identify_caller)], responses=PROBLEMS)
     app.include_router(health.router)

@@ -106,6 +106,13 @@ class JobOut(JobSummary):
     in_use: dict[str, Any] | None
     """What the trainer really loaded (model_revision, model_type, model_dtype, attention, device, n_layers,
     d_model) and the path of the module whose output it takes; null before the first cycle has."""
+    cloned_from: str | None
+    """The job whose resolved config it started from."""
+    changes: dict[str, dict[str, Any]] | None
+    """What a clone's config says otherwise: for each setting `from` and `to`."""
+    identical_to: str | None
+    """A job that had finished with the same config, data and code when this one was submitted: the same
+    result. `?reuse=true` answers that one instead."""
 
 
 class JobList(Answer):
@@ -163,6 +170,8 @@ class DryRunOut(Answer):
     """The same in hours of one GPU."""
     retention_days: int | None
     """Days after its end until the job would be deleted; null: never."""
+    identical_to: str | None
+    """A finished job with the same config, data and code: the same result."""
 
 
 class DryRunGroupOut(Answer):
@@ -384,7 +393,7 @@ class AliveOut(Answer):
 
 def _links(job_id: str, kind: str) -> dict[str, str]:
     links = {"self": f"/jobs/{job_id}"}
-    links |= {name: f"/jobs/{job_id}/{name}" for name in ("cancel", "events", "logs", "artifacts")}
+    links |= {name: f"/jobs/{job_id}/{name}" for name in ("cancel", "retry", "events", "logs", "artifacts")}
     if kind in ("distillation", "training"):
         links[kind] = f"/{kind}s/{job_id}"
         links |= {name: f"/{kind}s/{job_id}/{name}" for name in ("cycles", "core", "lineage", "origins")}

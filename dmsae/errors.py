@@ -71,6 +71,12 @@ class Conflict(DmsaeError):
     code = "conflict"
 
 
+class IdempotencyKeyReused(Conflict):
+    """The same Idempotency-Key came with another body."""
+
+    code = "idempotency_key_reused"
+
+
 class Unauthorized(DmsaeError):
     """A valid API key is required: send `Authorization: Bearer KEY`."""
 

@@ -2,15 +2,14 @@
 
 from typing import Annotated
 
-from fastapi import APIRouter, Body, Response
+from fastapi import APIRouter, Body
 
 from api import examples
 from api.dependencies import JobId, PartsOf
-from api.group_schemas import GroupOut
+from api.idempotency import OnceOf
 from api.routes.cores import add_core_routes
-from api.routes.submissions import SUBMISSION_ANSWERS, DryRun, answer_dry_run, answer_submission
-from api.schemas import DistillationOut, DryRunGroupOut, DryRunOut, JobOut
-from api.security import CallerOf
+from api.routes.submissions import SUBMISSION_ANSWERS, SubmissionOut, WantedOf, answer, expand
+from api.schemas import DistillationOut
 from dmsae.service import jobs
 from dmsae.service.planning import pin_texts, plan_distillations
 from dmsae.service.requests import DistillationRequest
@@ -21,15 +20,12 @@ Submission = Annotated[DistillationRequest, Body(examples=examples.SUBMISSIONS)]
 
 
 @router.post("", status_code=202, responses=SUBMISSION_ANSWERS)
-def submit_distillation(
-    body: Submission, caller: CallerOf, parts: PartsOf, response: Response, dry_run: DryRun = False
-) -> JobOut | GroupOut | DryRunOut | DryRunGroupOut:
+def submit_distillation(body: Submission, once: OnceOf, wanted: WantedOf) -> SubmissionOut:
     """Check, store and queue a distillation; `Location` names the job, or the group of several."""
-    plans = plan_distillations(body, allowed_roots=parts.settings.allowed_roots)
-    plans = pin_texts(plans, parts.store, prefixes=parts.settings.data_prefixes)
-    if dry_run:
-        return answer_dry_run(parts, caller, response, request=body, plans=plans)
-    return answer_submission(parts, caller, response, request=body, plans=plans)
+    settings, request = once.parts.settings, expand(once, body)
+    plans = plan_distillations(request, allowed_roots=settings.allowed_roots)
+    plans = pin_texts(plans, once.parts.store, prefixes=settings.data_prefixes)
+    return answer(once, wanted, request=request, plans=plans)
 
 
 @router.get("/{job_id}")

@@ -6,6 +6,7 @@ from fastapi import APIRouter, Body, Depends, Query, Request, Response
 
 from api import examples
 from api.dependencies import After, Cursor, JobId, PartsOf
+from api.idempotency import Made, OnceOf
 from api.schemas import ArtifactList, ArtifactOut, EventList, JobList, JobOut, LogList, LogOut
 from api.security import CallerOf
 from dmsae.service import deleting, jobs
@@ -54,7 +55,7 @@ def read_job(job_id: JobId, parts: PartsOf, request: Request, response: Response
     """Show a job: where it stands, its resolved config, links. Its `ETag` is its version."""
     with parts.database.session_scope() as session:
         view = jobs.view_job(session, job_id)
-    headers = _etag(view)
+    headers = _etag(view.job.version)
     if _is_known(view, request):
         return Response(status_code=304, headers=headers)
     response.headers.update(headers)
@@ -67,16 +68,28 @@ def change_job(job_id: JobId, body: Changes, caller: CallerOf, parts: PartsOf, r
     view = parts.database.run(
         lambda session: jobs.change_job(session, job_id, owner_id=caller.changes_of, changes=body)
     )
-    response.headers.update(_etag(view))
+    response.headers.update(_etag(view.job.version))
     return JobOut.of(view)
 
 
 @router.post("/{job_id}/cancel")
-def cancel_job(job_id: JobId, caller: CallerOf, parts: PartsOf, response: Response) -> JobOut:
+def cancel_job(job_id: JobId, once: OnceOf) -> JobOut:
     """Cancel a job; one that has ended stays as it is. Only the job's owner may."""
-    view = parts.database.run(lambda session: jobs.cancel_job(session, job_id, owner_id=caller.changes_of))
-    response.headers.update(_etag(view))
-    return JobOut.of(view)
+    owner_id = once.caller.changes_of
+    job = once.run(lambda session: Made(JobOut.of(jobs.cancel_job(session, job_id, owner_id=owner_id))))
+    once.response.headers.update(_etag(job.version))
+    return job
+
+
+@router.post("/{job_id}/retry")
+def retry_job(job_id: JobId, once: OnceOf) -> JobOut:
+    """Queue a failed job again, from its failed cycle on; one that was retried and has not ended stays as it
+    is. Only the job's owner may.
+    """
+    owner_id = once.caller.changes_of
+    job = once.run(lambda session: Made(JobOut.of(jobs.retry_job(session, job_id, owner_id=owner_id))))
+    once.response.headers.update(_etag(job.version))
+    return job
 
 
 @router.delete("/{job_id}", status_code=204)
@@ -109,8 +122,8 @@ def list_artifacts(job_id: JobId, parts: PartsOf) -> ArtifactList:
     return ArtifactList(items=[ArtifactOut.of(*pair) for pair in zip(views, links, strict=True)])
 
 
-def _etag(view: JobView) -> dict[str, str]:
-    return {"ETag": f'"{view.job.version}"', "Cache-Control": "no-cache"}
+def _etag(version: int) -> dict[str, str]:
+    return {"ETag": f'"{version}"', "Cache-Control": "no-cache"}
 
 
 def _is_known(view: JobView, request: Request) -> bool:

@@ -2,15 +2,14 @@
 
 from typing import Annotated
 
-from fastapi import APIRouter, Body, Response
+from fastapi import APIRouter, Body
 
 from api import examples
 from api.dependencies import JobId, PartsOf
-from api.group_schemas import GroupOut, TrainingOut
+from api.group_schemas import TrainingOut
+from api.idempotency import OnceOf
 from api.routes.cores import add_core_routes
-from api.routes.submissions import SUBMISSION_ANSWERS, DryRun, answer_dry_run, answer_submission
-from api.schemas import DryRunGroupOut, DryRunOut, JobOut
-from api.security import CallerOf
+from api.routes.submissions import SUBMISSION_ANSWERS, SubmissionOut, WantedOf, answer, expand
 from dmsae.service import jobs, lineage
 from dmsae.service.planning import pin_texts, plan_trainings
 from dmsae.service.requests import TrainingRequest
@@ -21,16 +20,13 @@ Submission = Annotated[TrainingRequest, Body(examples=examples.TRAINING_SUBMISSI
 
 
 @router.post("", status_code=202, responses=SUBMISSION_ANSWERS)
-def submit_training(
-    body: Submission, caller: CallerOf, parts: PartsOf, response: Response, dry_run: DryRun = False
-) -> JobOut | GroupOut | DryRunOut | DryRunGroupOut:
+def submit_training(body: Submission, once: OnceOf, wanted: WantedOf) -> SubmissionOut:
     """Check, store and queue a training; what it leaves out is as in the job that its core comes from."""
+    parts, request = once.parts, expand(once, body)
     roots = parts.settings.allowed_roots
-    plans = parts.database.run(lambda session: plan_trainings(session, body, allowed_roots=roots))
+    plans = parts.database.run(lambda session: plan_trainings(session, request, allowed_roots=roots))
     plans = pin_texts(plans, parts.store, prefixes=parts.settings.data_prefixes)
-    if dry_run:
-        return answer_dry_run(parts, caller, response, request=body, plans=plans)
-    return answer_submission(parts, caller, response, request=body, plans=plans)
+    return answer(once, wanted, request=request, plans=plans)
 
 
 @router.get("/{job_id}")

@@ -8,7 +8,7 @@ from sqlalchemy import BigInteger, ColumnElement, cast, func, or_, select, tuple
 from sqlalchemy.orm import Session
 
 from dmsae.errors import BadRequest, Deleted, Forbidden, NotFound
-from dmsae.service import cancelling
+from dmsae.service import cancelling, retrying
 from dmsae.service.events import append_event
 from dmsae.service.paging import Page, decode_cursor, make_page
 from dmsae.service.progress import JobView, view_jobs
@@ -134,6 +134,20 @@ def cancel_job(session: Session, job_id: str, *, owner_id: str | None) -> JobVie
     """
     _require_owner(session, job_id, owner_id)
     cancelling.cancel_job(session, job_id)
+    return view_job(session, job_id)
+
+
+def retry_job(session: Session, job_id: str, *, owner_id: str | None) -> JobView:
+    """Run a failed job again, from its failed cycle on; one that was retried already stays as it is.
+
+    Raises:
+        NotFound: there is no such job.
+        Forbidden: it belongs to another owner.
+        Conflict: it has not failed, or a job that it starts from was deleted.
+        QuotaExceeded: its owner may not have so many waiting.
+    """
+    _require_owner(session, job_id, owner_id)
+    retrying.retry_job(session, job_id)
     return view_job(session, job_id)
 
 

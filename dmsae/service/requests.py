@@ -6,16 +6,18 @@ refusal, of types here or of rules there, becomes a `FieldProblem` that names fi
 
 import json
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self, TypeVar
 
 from pydantic import (
     AfterValidator,
     BaseModel,
     ConfigDict,
     Field,
+    PrivateAttr,
     StringConstraints,
     ValidationError,
     create_model,
+    model_validator,
 )
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticCustomError
@@ -30,7 +32,10 @@ LONGEST_SHOWN = 200
 CONTENT_TYPE = r"^[A-Za-z0-9!#$&^_.+-]+/[A-Za-z0-9!#$&^_.+-]+$"
 MOST_JOBS = 256
 """Of one request."""
-UNIONS = (["model"], ["data", "text"], ["core"], ["sweep", "core", "*"])
+UNIONS = (
+    *(["model"], ["data", "text"], ["core"], ["sweep", "core", "*"]),
+    *(["set", "model"], ["set", "data", "text"], ["set", "core"]),
+)
 """Settings that are one of several kinds, told apart by their `source` or `kind`; `*` stands for a place."""
 
 
@@ -48,10 +53,16 @@ PlainText = Annotated[str, AfterValidator(_no_nul)]
 Name = Annotated[str, StringConstraints(min_length=1, max_length=200), AfterValidator(_no_nul)]
 Notes = Annotated[str, StringConstraints(max_length=10_000), AfterValidator(_no_nul)]
 Tag = Annotated[str, StringConstraints(min_length=1, max_length=64), AfterValidator(_no_nul)]
+JobRef = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
 Tags = Annotated[list[Tag], Field(max_length=32), AfterValidator(_tidy_tags)]
 Priority = Literal["low", "normal", "high"]
 PRIORITY_RANKS = {"high": 0, "normal": 1, "low": 2}
 """The order of claims."""
+
+
+def _refuse(param: str, rule: str) -> PydanticCustomError:
+    context = {"param": param, "value": None, "rule": rule, "code": "invalid_value"}
+    return PydanticCustomError("rule", "{rule}", context)
 
 
 def _partial(section: type[BaseModel], name: str) -> type[BaseModel]:
@@ -134,12 +145,40 @@ class JobRequest(Partial):
     """Named settings to start from: `demo`. Without one every setting that has no default must be given."""
     sweep: Sweep | None = None
     """Settings of which there are several values: a group of jobs."""
+    clone: JobRef | None = None
+    """A job to start from, with all of its resolved settings; what is to differ stands in `set`."""
+    set: Partial | None = None
+    """What a clone is to have otherwise; a model, text or core replaces the job's as a whole."""
+    _cloned_from: str | None = PrivateAttr(None)
+
+    @property
+    def cloned_from(self) -> str | None:
+        """Give the job whose settings were put into this request."""
+        return self._cloned_from
+
+    def as_clone_of(self, job_id: str) -> Self:
+        """Note where the settings come from; give the request itself."""
+        self._cloned_from = job_id
+        return self
+
+    @model_validator(mode="after")
+    def _check_clone(self) -> Self:
+        about = {*JobRequest.model_fields} - {"preset"}
+        beside = sorted(self.model_fields_set - about)
+        if self.clone is None and self.set is not None:
+            raise _refuse("set", "says what is to differ about a clone: name the job in `clone`")
+        if self.clone is not None and beside:
+            raise _refuse(beside[0], "stands beside `clone`: put what is to differ into `set`")
+        return self
 
 
 class DistillationRequest(JobRequest, Settings):
     """A distillation to run: a preset, and whatever is set otherwise. Several chains make a group of jobs."""
 
     builds = DistillationConfig
+
+    set: Settings | None = None
+    """What a clone is to have otherwise; a model, text or core replaces the job's as a whole."""
 
 
 class TrainingRequest(JobRequest, TrainingSettings):
@@ -149,6 +188,8 @@ class TrainingRequest(JobRequest, TrainingSettings):
 
     sweep: TrainingSweep | None = None
     """Settings of which there are several values: a group of jobs."""
+    set: TrainingSettings | None = None
+    """What a clone is to have otherwise; a model, text or core replaces the job's as a whole."""
 
 
 class JobChanges(Partial):

@@ -8,6 +8,7 @@ from sqlalchemy.orm import Session
 from dmsae.config import SPEC_VERSION, DistillationConfig
 from dmsae.errors import FieldProblem, InvalidConfig
 from dmsae.service.cache_keys import cache_key
+from dmsae.service.clones import list_changes
 from dmsae.service.cycle_sources import note_sources
 from dmsae.service.database import wake_after_commit
 from dmsae.service.events import append_event
@@ -16,6 +17,7 @@ from dmsae.service.memory import peak_memory
 from dmsae.service.planning import Plan
 from dmsae.service.progress import JobView, view_jobs
 from dmsae.service.queue_control import require_room
+from dmsae.service.repeats import config_digest, find_identical
 from dmsae.service.requests import PRIORITY_RANKS, JobRequest
 from dmsae.service.sweeps import is_group
 from dmsae.service.tables import Cycle, Job
@@ -38,7 +40,15 @@ def submit(session: Session, owner_id: str, *, request: JobRequest, plans: Seque
     require_room(session, owner_id, n_jobs=len(plans))
     _hold_sources(session, plans)
     group_id = new_id("group") if is_group(request, plans) else None
-    jobs = [_store(session, owner_id, request, plan, group_id) for plan in plans]
+    origin = None if request.cloned_from is None else session.get_one(Job, request.cloned_from)
+    identical = find_identical(session, map(_digest, plans))
+    jobs = []
+    for plan in plans:
+        job = _make_job(owner_id, request, plan, group_id)
+        job.identical_to = identical.get(job.config_digest or "")
+        if origin is not None:
+            job.cloned_from, job.changes = origin.id, list_changes(origin.config, job.config)
+        jobs.append(_store(session, job, plan))
     for job in jobs:
         session.refresh(job)
     return view_jobs(session, jobs)
@@ -59,8 +69,19 @@ def _hold_sources(session: Session, plans: Sequence[Plan]) -> None:
         )
 
 
-def _store(session: Session, owner_id: str, request: JobRequest, plan: Plan, group_id: str | None) -> Job:
-    job = Job(
+def find_repeated(session: Session, plans: Sequence[Plan]) -> list[str | None]:
+    """Give for each plan a finished job that did the same, None where there is none."""
+    digests = list(map(_digest, plans))
+    identical = find_identical(session, digests)
+    return [identical.get(digest or "") for digest in digests]
+
+
+def _digest(plan: Plan) -> str | None:
+    return config_digest(plan.config)
+
+
+def _make_job(owner_id: str, request: JobRequest, plan: Plan, group_id: str | None) -> Job:
+    return Job(
         id=new_id("job"),
         kind=plan.kind,
         owner_id=owner_id,
@@ -72,7 +93,11 @@ def _store(session: Session, owner_id: str, request: JobRequest, plan: Plan, gro
         notes=request.notes,
         preset=request.preset,
         config=plan.config.model_dump(mode="json"),
+        config_digest=_digest(plan),
     )
+
+
+def _store(session: Session, job: Job, plan: Plan) -> Job:
     session.add(job)
     session.flush()
     note_use(session, job.id, object_keys(plan.config))

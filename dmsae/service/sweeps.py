@@ -41,7 +41,8 @@ def points_of(request: JobRequest) -> list[Point]:
     if request.sweep is not None:
         _check_sweep(request, n_chains=n_chains)
         return _sweep_points(request)
-    if n_chains == 1:
+    is_one_chain = request.cloned_from is not None and "chain_index" in chosen
+    if n_chains == 1 or is_one_chain:
         return [Point({}, getattr(request, "core", None))]
     if "chain_index" in chosen:
         rule = f"is filled in by the service, which makes {n_chains} jobs: leave it out"

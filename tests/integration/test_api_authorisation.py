@@ -66,6 +66,7 @@ MATRIX: dict[str, Row] = {
     "PATCH /jobs/{job_id}": Row("owner", 200, {"name": "changed"}),
     "DELETE /jobs/{job_id}": Row("owner", 204, ended=True),
     "POST /jobs/{job_id}/cancel": OWN,
+    "POST /jobs/{job_id}/retry": Row("owner", 409),
     "GET /jobs/{job_id}/events": READ,
     "GET /jobs/{job_id}/logs": READ,
     "GET /jobs/{job_id}/artifacts": READ,

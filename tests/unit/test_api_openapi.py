@@ -4,13 +4,14 @@ from typing import Any
 
 import pytest
 
-from api import control_schemas, examples, group_schemas, lineage_schemas, schemas
+from api import control_schemas, examples, group_schemas, lineage_schemas, schemas, submission_schemas
 from api.main import create_app
 from dmsae.service.requests import DistillationRequest, JobChanges, TrainingRequest, UploadRequest
 from dmsae.service.settings import Settings
 
 ANSWERS = {
     schemas.JobOut: examples.JOB,
+    submission_schemas.ReusedOut: examples.REUSED,
     schemas.JobList: examples.JOB_LIST,
     schemas.DryRunOut: examples.DRY_RUN,
     schemas.DryRunGroupOut: examples.DRY_RUN_GROUP,
@@ -80,10 +81,11 @@ def test_each_example_of_an_answer_is_whole(model: type[schemas.Answer]) -> None
 
 def test_the_examples_of_requests_are_accepted() -> None:
     for body in examples.SUBMISSIONS:
-        assert DistillationRequest.model_validate(body).preset == "demo"
+        wanted = DistillationRequest.model_validate(body)
+        assert (wanted.preset == "demo") != (wanted.clone is not None)
     for body in examples.TRAINING_SUBMISSIONS:
         request = TrainingRequest.model_validate(body)
-        assert (request.core is None) != (request.sweep is None)
+        assert sum(given is not None for given in (request.core, request.sweep, request.clone)) == 1
     assert JobChanges.model_validate(examples.CHANGES).priority == "high"
     assert UploadRequest.model_validate(examples.UPLOAD_REQUEST).filename == "pile.jsonl.zst"
 
@@ -106,6 +108,7 @@ def test_every_call_of_the_design_is_there(document: dict[str, Any]) -> None:
         f"PATCH {job}",
         f"DELETE {job}",
         f"POST {job}/cancel",
+        f"POST {job}/retry",
         *(f"GET {job}/{name}" for name in ("events", "logs", "artifacts")),
         "POST /uploads",
         "GET /queue",

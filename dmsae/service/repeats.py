@@ -1,0 +1,48 @@
+"""Was the same work done before? Same resolved config, same data, same code: then the result is the same.
+
+What lies on a worker's disk under a path may be something else tomorrow, so jobs that read such a model or
+text are never called the same.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from dmsae.config import SPEC_VERSION, CycleConfig
+from dmsae.service.code_version import code_version
+from dmsae.service.tables import Cycle, Job
+
+PINNED_TEXTS = ("builtin", "hub", "objects")
+"""Sources of texts that a config names to the bit: by the code, by a commit, by etags."""
+NO_RESULT = ("time_limit_s",)
+"""Settings that decide nothing about the result."""
+
+
+def config_digest(config: CycleConfig) -> str | None:
+    """Give a digest of all that decides a job's result; None where a file on a worker's disk does too."""
+    if config.model.source == "local" or config.data.text.source not in PINNED_TEXTS:
+        return None
+    decides = {"spec_version": SPEC_VERSION, **config.model_dump(mode="json", exclude=set(NO_RESULT))}
+    return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()
+
+
+def find_identical(session: Session, digests: Iterable[str | None]) -> dict[str, str]:
+    """Give for each digest the last job that succeeded with it by this very code, of whichever owner."""
+    wanted = {digest for digest in digests if digest is not None}
+    if not wanted:
+        return {}
+    other_code = select(Cycle.id).where(
+        Cycle.job_id == Job.id,
+        Cycle.state == "succeeded",
+        Cycle.code_version.is_distinct_from(code_version()),
+    )
+    query = (
+        select(Job.config_digest, Job.id)
+        .where(Job.config_digest.in_(wanted), Job.state == "succeeded", Job.deleted_at.is_(None))
+        .where(~other_code.exists())
+        .order_by(Job.finished_at, Job.id)
+    )
+    return {str(row.config_digest): row.id for row in session.execute(query)}
