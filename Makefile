@@ -53,7 +53,7 @@ check: lint types contracts interop kernels  ## All of the above, and the tests 
 	$(MAKE) test PYTEST_ARGS="--ignore=tests/interop --ignore=tests/unit/test_gpu_kernels.py --cov --cov-report=term-missing:skip-covered $(PYTEST_ARGS)"
 
 faults: $(VENV)/.dev  ## Pass the fault tests, with 200 kills at random moments (up to 45 minutes)
-	DMSAE_FAULT_KILLS=200 $(BIN)/python -m pytest tests/faults
+	DMSAE_FAULTS=full DMSAE_FAULT_KILLS=200 $(BIN)/python -m pytest tests/faults
 
 wheels: $(VENV)/.dev  ## Ask the index for which systems it holds a wheel of every pinned package (minutes)
 	$(BIN)/python -m tests.wheel_matrix

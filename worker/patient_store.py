@@ -17,7 +17,7 @@ from dmsae.service.objects import BytesDiffer, ObjectStore, StoredObject
 
 log = structlog.get_logger()
 
-DIFFERING_TRIES = 3
+DIFFERING_TRIES = 5
 """How often a file is sent or fetched whose bytes come out wrong: a store that answers is not waited for."""
 LONGEST_WAIT_S = 8.0
 POLL_S = 0.1
@@ -61,7 +61,8 @@ class PatientStore:
             try:
                 return use()
             except Unavailable as error:
-                if isinstance(error, BytesDiffer) and n_tried >= DIFFERING_TRIES:
+                is_answered = isinstance(error, BytesDiffer)
+                if is_answered and n_tried >= DIFFERING_TRIES:
                     raise
                 if self._has_stopped() or time.monotonic() >= deadline:
                     raise
@@ -69,7 +70,7 @@ class PatientStore:
                 if not self._is_told:
                     self._is_told = True
                     self._tell(error)
-            self._rest(min(0.25 * 2**n_tried, LONGEST_WAIT_S))
+            self._rest(POLL_S if is_answered else min(0.25 * 2**n_tried, LONGEST_WAIT_S))
         raise AssertionError("unreachable: the loop has no end of its own")
 
     def _rest(self, seconds: float) -> None:

@@ -157,9 +157,9 @@ class ObjectStore:
             self._client.upload_file(str(path), self._bucket, key, Config=transfer, Callback=self._check_stop)
             stored_bytes, stored_sha256 = self._measure_stored(key)
         if (stored_bytes, stored_sha256) != (size_bytes, sha256):
+            told = f"{size_bytes} bytes were sent, {stored_bytes} came back"
             raise BytesDiffer(
-                f"The object store changed {key!r}: {size_bytes} bytes sent, {stored_bytes} stored.",
-                key=key,
+                f"The object store gave other bytes than it was sent of {key!r}: {told}.", key=key
             )
         return StoredObject(key, size_bytes, sha256)
 

@@ -15,11 +15,13 @@ import psutil
 from sqlalchemy import select
 
 from dmsae.service.database import Database
-from dmsae.service.tables import Artifact, Core, CoreLatent, Cycle, Event, Latent
-from tests.planting import job_state, plant_job
+from dmsae.service.tables import Artifact, Attempt, Core, CoreLatent, Cycle, Event, Latent
+from tests.planting import job_state, outcomes, plant_job
 from worker.__main__ import celery_arguments
 
 ROOT = Path(__file__).parents[2]
+IS_FULL = os.environ.get("DMSAE_FAULTS") == "full"
+"""Whether outages take as long as the issue says (`make faults`), instead of seconds."""
 
 
 def wait_for(condition: Callable[[], bool], *, seconds: float, what: str) -> float:
@@ -48,14 +50,20 @@ class Crew:
     def start_worker(
         self, device: str = "cpu:0", *, queues: str | None = None, max_runtime_s: float | None = None
     ) -> subprocess.Popen[bytes]:
+        log = self.folder / f"worker-{device.replace(':', '-')}.log"
+        begun = log.stat().st_size if log.exists() else 0
+        worker = self.begin_worker(device, queues=queues, max_runtime_s=max_runtime_s)
+        wait_for(lambda: b"worker_started" in log.read_bytes()[begun:], seconds=30, what="the worker starts")
+        return worker
+
+    def begin_worker(
+        self, device: str, *, queues: str | None = None, max_runtime_s: float | None = None
+    ) -> subprocess.Popen[bytes]:
+        """Start a worker without waiting for it."""
         arguments = celery_arguments(device, app=self.app, max_runtime_s=max_runtime_s)
         if queues is not None:
             arguments[arguments.index("-Q") + 1] = queues
-        log = self.folder / f"worker-{device.replace(':', '-')}.log"
-        begun = log.stat().st_size if log.exists() else 0
-        worker = self._start(arguments, log)
-        wait_for(lambda: b"worker_started" in log.read_bytes()[begun:], seconds=30, what="the worker starts")
-        return worker
+        return self._start(arguments, self.folder / f"worker-{device.replace(':', '-')}.log")
 
     def start_sweeper(self) -> subprocess.Popen[bytes]:
         return self._start(["-m", "worker.sweeper"], self.folder / "sweeper.log")
@@ -66,6 +74,24 @@ class Crew:
 
     def state(self, job_id: str) -> str:
         return self.database.run(lambda session: job_state(session, job_id))
+
+    def outcomes(self, job_id: str) -> list[str | None]:
+        return self.database.run(lambda session: outcomes(session, job_id))
+
+    def phases(self) -> dict[str, str | None]:
+        """In which phase each job is of which an attempt is open."""
+        with self.database.session_scope() as session:
+            query = select(Cycle.job_id, Attempt.phase).join(Attempt, Attempt.cycle_id == Cycle.id)
+            return {row.job_id: row.phase for row in session.execute(query.where(Attempt.outcome.is_(None)))}
+
+    def resumed_steps(self, job_id: str) -> list[int]:
+        """After which steps attempts went on."""
+        with self.database.session_scope() as session:
+            query = select(Event.data["step"]).where(Event.job_id == job_id, Event.kind == "resumed")
+            return [int(step) for step in session.scalars(query.order_by(Event.seq))]
+
+    def wait_for_phase(self, job_id: str, phase: str) -> None:
+        wait_for(lambda: self.phases().get(job_id) == phase, seconds=30, what=f"the job is {phase}")
 
     def wait_until(self, job_id: str, state: str, *, seconds: float) -> float:
         return wait_for(lambda: self.state(job_id) == state, seconds=seconds, what=f"the job is {state}")
@@ -166,12 +192,6 @@ class RealCrew(Crew):
                 .order_by(Cycle.index, CoreLatent.core_index)
             )
             return [tuple(row) for row in rows]
-
-    def resumed_steps(self, job_id: str) -> list[int]:
-        """After which steps attempts went on."""
-        with self.database.session_scope() as session:
-            query = select(Event.data["step"]).where(Event.job_id == job_id, Event.kind == "resumed")
-            return [int(step) for step in session.scalars(query.order_by(Event.seq))]
 
 
 def _is_trainer_of(process: psutil.Process, work_dir: str) -> bool:
