@@ -180,10 +180,15 @@ TRAINING: dict[str, Any] = {
     "core_id": CYCLE["output_core_id"],
 }
 
+FIGURES: dict[str, Any] = {"cycle_index": 2, "explained_variance": 0.74, "l0": 31.9, "n_core": 99}
 GROUP: dict[str, Any] = {
     "group_id": "group_019ab2f61d2a7c90a1b2c3d4e5f60718",
     "state": "succeeded",
-    "jobs": [{**SUMMARY, "point": {"k": 24, "seed": 1, "chain_index": 0}}],
+    "states": {"succeeded": 1},
+    "n_cycles": 3,
+    "n_cycles_done": 3,
+    "stored_bytes": 4_890_112,
+    "jobs": [{**SUMMARY, "point": {"k": 24, "seed": 1, "chain_index": 0}, "figures": FIGURES}],
     "match": {
         "job_id": "job_019ab2f7d2a17c3e8a51d2f6b7e80914",
         "cores": [f"{JOB_ID}.2", "job_019ab2f0c5a27c3e8a51d2f6b7e80915.2"],

@@ -1,5 +1,6 @@
 """What the API answers about trainings and groups, field by field."""
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any, Self
 
@@ -57,15 +58,18 @@ class GroupJob(JobSummary):
 
     point: dict[str, Any]
     """What sets it apart: k, seed, chain_index, core."""
+    figures: dict[str, Any] | None
+    """Of its last finished cycle: cycle_index, l0, explained_variance, ce_increase, lr_kept, dead_fraction,
+    n_core, n_new, n_dropped, retention; null before one has finished."""
 
     @classmethod
-    def of(cls, view: JobView) -> Self:
+    def in_group(cls, view: JobView, figures: dict[str, Any] | None) -> Self:
         """Show a job with its place in the group."""
         config = view.job.config
         point = {name: config[name] for name in APART if name in config}
         if "sae" in config:
             point["k"] = config["sae"]["k"]
-        return cls(**dict(JobSummary.of(view)), point=point)
+        return cls(**dict(JobSummary.of(view)), point=point, figures=figures)
 
 
 class MatchOut(Answer):
@@ -95,6 +99,12 @@ class GroupOut(Answer):
     group_id: str
     state: str
     """queued, running, cancelling, succeeded, failed or cancelled; made from the jobs' own."""
+    states: dict[str, int]
+    """How many of its jobs are in which state."""
+    n_cycles: int
+    n_cycles_done: int
+    stored_bytes: int
+    """Size of all that its finished cycles stored."""
     jobs: list[GroupJob]
     match: MatchOut | None
     """Of chains, once all have succeeded and were compared."""
@@ -103,5 +113,13 @@ class GroupOut(Answer):
     def of(cls, group: GroupView) -> Self:
         """Show a group."""
         match = None if group.match is None else MatchOut.model_validate(group.match)
-        jobs = [GroupJob.of(view) for view in group.jobs]
-        return cls(group_id=group.group_id, state=group.state, jobs=jobs, match=match)
+        return cls(
+            group_id=group.group_id,
+            state=group.state,
+            states=dict(Counter(view.job.state for view in group.jobs)),
+            n_cycles=sum(view.progress.n_cycles for view in group.jobs),
+            n_cycles_done=sum(view.progress.n_cycles_done for view in group.jobs),
+            stored_bytes=sum(view.stored_bytes for view in group.jobs),
+            jobs=[GroupJob.in_group(view, group.figures.get(view.job.id)) for view in group.jobs],
+            match=match,
+        )

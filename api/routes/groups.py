@@ -1,4 +1,4 @@
-"""Watch jobs that were submitted as one."""
+"""Watch and cancel jobs that were submitted as one."""
 
 from typing import Annotated
 
@@ -6,7 +6,8 @@ from fastapi import APIRouter, Path
 
 from api.dependencies import PartsOf
 from api.group_schemas import GroupOut
-from dmsae.service.groups import view_group
+from api.idempotency import Made, OnceOf
+from dmsae.service.groups import cancel_group, view_group
 
 router = APIRouter(prefix="/groups", tags=["groups"])
 
@@ -18,3 +19,10 @@ def read_group(group_id: GroupId, parts: PartsOf) -> GroupOut:
     """Show a group: its jobs, where it stands, and what the match of its chains found."""
     with parts.database.session_scope() as session:
         return GroupOut.of(view_group(session, group_id))
+
+
+@router.post("/{group_id}/cancel")
+def cancel_jobs(group_id: GroupId, once: OnceOf) -> GroupOut:
+    """Cancel all jobs of a group; those that have ended stay as they are. Only the group's owner may."""
+    owner_id = once.caller.changes_of
+    return once.run(lambda session: Made(GroupOut.of(cancel_group(session, group_id, owner_id=owner_id))))

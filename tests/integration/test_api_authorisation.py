@@ -61,6 +61,7 @@ MATRIX: dict[str, Row] = {
     **{f"GET /distillations/{{job_id}}{name}": READ for name in CORE_READS},
     **{f"GET /trainings/{{job_id}}{name}": Row("key", 404) for name in CORE_READS},
     "GET /groups/{group_id}": READ,
+    "POST /groups/{group_id}/cancel": OWN,
     "GET /jobs": READ,
     "GET /jobs/{job_id}": READ,
     "PATCH /jobs/{job_id}": Row("owner", 200, {"name": "changed"}),

@@ -1,5 +1,6 @@
 """Chains end one after the other or at once, and exactly one match compares them."""
 
+import contextlib
 import threading
 from typing import Any
 
@@ -8,12 +9,12 @@ import pytest
 from sqlalchemy import select
 
 from dmsae.config import MatchSpec
-from dmsae.errors import Conflict
+from dmsae.errors import Conflict, Forbidden, NotFound, StaleAttempt
 from dmsae.service.claims import Claim, StoredFile
 from dmsae.service.database import Database
 from dmsae.service.deleting import delete_job
-from dmsae.service.groups import view_group
-from dmsae.service.recording import record_failure, record_success
+from dmsae.service.groups import cancel_group, view_group
+from dmsae.service.recording import record_cancelled, record_failure, record_success
 from dmsae.service.results import Match, MatchResult
 from dmsae.service.settings import Settings
 from dmsae.service.tables import Cycle, Job
@@ -143,3 +144,60 @@ def test_chains_of_which_one_failed_or_is_gone_are_not_matched(database: Databas
     assert (others.matches(), others.state()) == ([], "succeeded")
     with database.session_scope() as session:
         assert event_kinds(session, others.ids[1])[-1] == "match_skipped"
+
+
+def test_a_group_is_cancelled_as_one_and_what_had_finished_keeps_its_figures(
+    database: Database, settings: Settings
+) -> None:
+    chains = Chains(database, 3)
+    claim = chains.claims[chains.ids[1]]
+    record(database, claim, make_lineage(claim, [], kept=[], new=[3]), explained_variance=0.7, l0=12.0)
+    with served(settings) as api:
+        before = api.get(f"/groups/{chains.group_id}").json()
+        assert (before["states"], before["n_cycles"], before["n_cycles_done"]) == (
+            {"running": 2, "succeeded": 1},
+            3,
+            1,
+        )
+        assert before["jobs"][0]["figures"] is None
+        figures = before["jobs"][1]["figures"]
+        told = (figures["cycle_index"], figures["explained_variance"], figures["l0"], figures["lr_kept"])
+        assert told == (0, 0.7, 12.0, None)
+    with pytest.raises(Forbidden, match=chains.group_id):
+        database.run(lambda session: cancel_group(session, chains.group_id, owner_id="owner_else"))
+    for _ in range(2):
+        view = database.run(lambda s: cancel_group(s, chains.group_id, owner_id=chains.owner_id))
+        assert [job.job.state for job in view.jobs] == ["cancelling", "succeeded", "cancelling"]
+        assert view.state == "cancelling"
+    with database.session_scope() as session:
+        assert event_kinds(session, chains.ids[0]).count("job_cancelling") == 1
+    for index in (0, 2):
+        held = chains.claims[chains.ids[index]]
+        database.run(lambda s, held=held: record_cancelled(s, held, confirmed_by="supervisor"))
+    assert (chains.state(), chains.matches()) == ("cancelled", [])
+
+
+def test_a_group_that_nobody_made_cannot_be_cancelled(database: Database) -> None:
+    with pytest.raises(NotFound, match="group_none"):
+        database.run(lambda session: cancel_group(session, "group_none", owner_id=None))
+
+
+def test_a_match_that_the_last_chain_queues_meanwhile_is_cancelled_too(database: Database) -> None:
+    chains = Chains(database, 2)
+    chains.finish(1)
+    barrier = threading.Barrier(2)
+
+    def finish() -> None:
+        barrier.wait(10)
+        with contextlib.suppress(StaleAttempt):
+            chains.finish(0)
+
+    thread = threading.Thread(target=finish)
+    thread.start()
+    barrier.wait(10)
+    database.run(lambda s: cancel_group(s, chains.group_id, owner_id=None))
+    thread.join(30)
+    database.run(lambda s: cancel_group(s, chains.group_id, owner_id=None))
+    with database.session_scope() as session:
+        states = set(session.scalars(select(Job.state).where(Job.group_id == chains.group_id)))
+    assert states <= {"succeeded", "cancelled"}

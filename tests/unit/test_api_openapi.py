@@ -103,6 +103,7 @@ def test_every_call_of_the_design_is_there(document: dict[str, Any]) -> None:
             for name in ("cycles", "core", "lineage", "origins")
         ),
         "GET /groups/{group_id}",
+        "POST /groups/{group_id}/cancel",
         "GET /jobs",
         f"GET {job}",
         f"PATCH {job}",
