@@ -1,4 +1,4 @@
-"""A clone starts from another job's resolved settings; work that was done is named, and reused when wanted."""
+"""A clone starts from another job's resolved settings; work that was done is named, and reused if wanted."""
 
 from collections.abc import Iterator
 from typing import Any, NamedTuple
@@ -151,9 +151,7 @@ def test_only_when_wanted_is_the_finished_job_answered_instead(lab: Lab) -> None
     assert (refused.status_code, refused.json()["param"]) == (422, "reuse")
 
 
-def test_what_other_code_found_or_a_file_may_have_changed_is_not_the_same(
-    lab: Lab, settings: Settings
-) -> None:
+def test_what_other_code_found_is_not_the_same(lab: Lab) -> None:
     def note(version: str | None) -> None:
         with lab.database.session_scope() as session:
             session.execute(update(Cycle).where(Cycle.job_id == lab.done).values(code_version=version))
