@@ -17,6 +17,7 @@ from sqlalchemy.pool import NullPool
 import dmsae
 import dmsae.service.idempotency_tables
 import dmsae.service.source_tables
+import dmsae.service.tally_tables
 import dmsae.service.upload_tables
 from dmsae.errors import Conflict, NotFound, Unavailable
 from dmsae.service.database import Database
