@@ -1,4 +1,4 @@
-"""The tables of cores and their latents: who is in which core, and where each was first learned."""
+"""The tables of cores and latents: who is in which core, where each was learned, dropped, and found again."""
 
 from datetime import datetime
 from typing import Any
@@ -12,19 +12,35 @@ from sqlalchemy import (
     Integer,
     UniqueConstraint,
     func,
+    text,
 )
 from sqlalchemy.orm import Mapped, mapped_column
 
 from dmsae.service.table_base import Table, one_of
 
 CORE_KINDS = ("selected", "filtered", "random_directions", "random_latents", "frequent", "energy")
+SORT_KEYS = {
+    "times_selected": "times_selected",
+    "last_share": "COALESCE(last_share, '-Infinity'::double precision)",
+    "max_share": "COALESCE(max_share, '-Infinity'::double precision)",
+}
+"""What lists of latents are sorted by, as an index holds it: those without a share come last."""
 
 
 class Core(Table):
     """A set of latents to build an SAE around; never changed once written."""
 
     __tablename__ = "cores"
-    __table_args__ = (one_of("kind", CORE_KINDS), UniqueConstraint("name", "published_version"))
+    __table_args__ = (
+        one_of("kind", CORE_KINDS),
+        UniqueConstraint("name", "published_version"),
+        CheckConstraint(
+            "(name IS NULL) = (published_version IS NULL) AND (name IS NULL) = (published_at IS NULL)"
+            " AND (name IS NULL) = (published_by IS NULL)",
+            "published_whole",
+        ),
+        Index("ix_cores_published", "published_at", "id", postgresql_where=text("name IS NOT NULL")),
+    )
 
     id: Mapped[str] = mapped_column(primary_key=True)
     kind: Mapped[str]
@@ -35,7 +51,10 @@ class Core(Table):
     seed: Mapped[int | None]
     n_latents: Mapped[int]
     name: Mapped[str | None]
+    """Under which it is published; then triggers refuse to change or delete it or its places."""
     published_version: Mapped[int | None] = mapped_column(Integer)
+    published_at: Mapped[datetime | None]
+    published_by: Mapped[str | None] = mapped_column(ForeignKey("owners.id"))
     object_prefix: Mapped[str]
     provenance: Mapped[dict[str, Any] | None]
     """What travels with it: d_model, rms, median_norm, and the trainer's `Provenance`; null in old rows."""
@@ -53,6 +72,12 @@ class Latent(Table):
     __table_args__ = (
         UniqueConstraint("origin_job_id", "origin_cycle", "origin_index"),
         one_of("origin_kind", ("learned", *CORE_KINDS)),
+        Index("ix_latents_origin_job_id", "origin_job_id", "id"),
+        *(Index(f"ix_latents_{name}", text(key), "id") for name, key in SORT_KEYS.items()),
+        *(
+            Index(f"ix_latents_origin_{name}", "origin_job_id", text(key), "id")
+            for name, key in SORT_KEYS.items()
+        ),
     )
 
     id: Mapped[int] = mapped_column(Identity(always=True), primary_key=True)
@@ -114,3 +139,40 @@ class CycleOrigin(Table):
     origin_job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"), primary_key=True, index=True)
     origin_cycle: Mapped[int] = mapped_column(Integer, primary_key=True)
     n_latents: Mapped[int]
+
+
+class CoreDrop(Table):
+    """A latent of the core that a cycle was given, which it did not select again."""
+
+    __tablename__ = "core_drops"
+
+    cycle_id: Mapped[str] = mapped_column(ForeignKey("cycles.id"), primary_key=True)
+    core_index: Mapped[int] = mapped_column(Integer, primary_key=True)
+    """Its place in the core given."""
+    latent_id: Mapped[int] = mapped_column(ForeignKey("latents.id"), index=True)
+    sae_index: Mapped[int | None]
+    score: Mapped[float | None]
+    """As that cycle measured it; null where its trainer did not say."""
+    share: Mapped[float | None]
+    rank: Mapped[int | None]
+
+
+class LatentMatch(Table):
+    """Two latents of two cores that a match found alike: by decoder and firing, one to one."""
+
+    __tablename__ = "latent_matches"
+    __table_args__ = (CheckConstraint("a < b", "pair_ordered"),)
+
+    cycle_id: Mapped[str] = mapped_column(ForeignKey("cycles.id"), primary_key=True)
+    """Of the match."""
+    a: Mapped[int] = mapped_column(Integer, primary_key=True)
+    """Place of the first core among those that the match compares."""
+    b: Mapped[int] = mapped_column(Integer, primary_key=True)
+    a_latent_id: Mapped[int] = mapped_column(ForeignKey("latents.id"), primary_key=True, index=True)
+    b_latent_id: Mapped[int] = mapped_column(ForeignKey("latents.id"), index=True)
+    decoder_cosine: Mapped[float]
+    firing_correlation: Mapped[float | None]
+    best_cosine: Mapped[float | None]
+    """Mean over the latents of the first core of their largest cosine with any of the second."""
+    best_cosine_random: Mapped[float | None]
+    """The same with random directions in the place of the second core: what chance gives."""
