@@ -24,6 +24,8 @@ app.add_typer(keys.keys_app, name="keys")
 app.add_typer(owners.owners_app, name="owners")
 app.add_typer(jobs.job_app, name="job")
 app.add_typer(queue.queue_app, name="queue")
+app.command("retry")(jobs.retry_job)
+app.command("clone")(jobs.clone_job)
 
 Port = Annotated[
     int | None, typer.Option("--port", min=1, max=65535, help="Port of the API; default 8000 or a free one.")

@@ -13,7 +13,7 @@ from functools import partial
 import structlog
 
 from dmsae.errors import DatabaseRefused, Unavailable
-from dmsae.service import checkpoints, purging, retention, uploads
+from dmsae.service import checkpoints, idempotency, purging, retention, uploads
 from dmsae.service.database import Database, Transaction
 from dmsae.service.leadership import CLEANER_LOCK, Leadership
 from dmsae.service.objects import ObjectStore
@@ -77,7 +77,10 @@ class Cleaner:
         return any(has_more)
 
     def _expire(self) -> bool:
-        """Note until when jobs are kept, delete those whose time is over, mark uploads that nobody uses."""
+        """Note until when jobs are kept, delete those whose time is over, mark uploads that nobody uses.
+
+        Forget the keys of POSTs that were answered more than a day ago.
+        """
         settings, run = self._settings, self._database.run
         default_days = settings.retention_days
         n_noted = run(lambda s: retention.note_expiry(s, default_days=default_days, limit=self._batch))
@@ -88,7 +91,8 @@ class Cleaner:
         unused = run(lambda s: uploads.mark_unused(s, after_s=after_s, limit=self._batch))
         for key in unused:
             log.info("upload_unused", key=key)
-        return self._batch in (n_noted, len(expired), len(unused))
+        n_forgotten = run(lambda s: idempotency.forget_old(s, limit=self._batch))
+        return self._batch in (n_noted, len(expired), len(unused), n_forgotten)
 
     def _delete_marked(self) -> bool:
         """Delete marked objects, and then the rows that named them."""

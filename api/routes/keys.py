@@ -2,14 +2,16 @@
 
 from typing import Annotated
 
-from fastapi import APIRouter, Body, Path, Query, Response
+from fastapi import APIRouter, Body, Path, Query
 
 from api import control_schemas
 from api.control_schemas import KeyList, KeyMadeOut
 from api.dependencies import Cursor, PartsOf
+from api.idempotency import Made, OnceOf
 from api.security import CallerOf
 from dmsae.service import key_control
 from dmsae.service.control_requests import KeyRequest, OwnerName
+from dmsae.service.database import Transaction
 
 router = APIRouter(prefix="/keys", tags=["keys"])
 
@@ -30,11 +32,15 @@ def list_keys(
 
 
 @router.post("", status_code=201)
-def make_key(body: Wanted, caller: CallerOf, parts: PartsOf, response: Response) -> KeyMadeOut:
+def make_key(body: Wanted, once: OnceOf) -> KeyMadeOut:
     """Make a key, of no higher role than the one in hand; it is shown in this answer and never again."""
-    view, plaintext = parts.database.run(lambda session: key_control.make_key(session, caller, body))
-    response.headers["Cache-Control"] = "no-store"
-    return KeyMadeOut.of(view, key=plaintext)
+
+    def make(session: Transaction) -> Made[KeyMadeOut]:
+        view, plaintext = key_control.make_key(session, once.caller, body)
+        return Made(KeyMadeOut.of(view, key=plaintext), 201, hidden=("key",))
+
+    once.response.headers["Cache-Control"] = "no-store"
+    return once.run(make)
 
 
 @router.delete("/{key_id}", status_code=204)

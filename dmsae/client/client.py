@@ -47,6 +47,7 @@ class Client:
         )
         self.distillations = Distillations(self)
         self.jobs = Jobs(self)
+        self.groups = Groups(self)
         self.uploads = Uploads(self)
 
     def __enter__(self) -> Self:
@@ -68,8 +69,11 @@ class Client:
         *,
         body: Mapping[str, Any] | None = None,
         query: Mapping[str, Any] | None = None,
+        idempotency_key: str | None = None,
     ) -> Answer:
         """Ask once and give the answer; one without a body is empty.
+
+        A POST with an `idempotency_key` is done once a day, however often it is sent.
 
         Raises:
             InvalidConfig: settings were refused; `problems` names field, value and rule of each.
@@ -77,8 +81,9 @@ class Client:
             DmsaeError: any other refusal, as the class of its kind; `fields["code"]` is the API's code.
         """
         params = {name: str(value) for name, value in (query or {}).items() if value is not None}
+        headers = {} if idempotency_key is None else {"Idempotency-Key": idempotency_key}
         try:
-            response = self._http.request(method, path, json=body, params=params)
+            response = self._http.request(method, path, json=body, params=params, headers=headers)
         except httpx.HTTPError as error:
             raise Unavailable(f"{self._http.base_url} does not answer: {error}") from error
         if response.is_success:
@@ -102,14 +107,25 @@ class Distillations:
     def __init__(self, client: Client) -> None:
         self._client = client
 
-    def create(self, settings: Mapping[str, Any], *, is_dry_run: bool = False) -> Answer:
+    def create(
+        self,
+        settings: Mapping[str, Any],
+        *,
+        is_dry_run: bool = False,
+        is_reuse: bool = False,
+        idempotency_key: str | None = None,
+    ) -> Answer:
         """Submit a distillation and give its job; a dry run stores nothing and gives what it would be.
+
+        With `is_reuse` a job that has finished with the same config, data and code is given instead.
 
         Raises:
             InvalidConfig: settings that cannot work.
         """
-        query = {"dry_run": "true"} if is_dry_run else {}
-        return self._client.request("POST", "/distillations", body=settings, query=query)
+        query = _submission_query(is_dry_run=is_dry_run, is_reuse=is_reuse)
+        return self._client.request(
+            "POST", "/distillations", body=settings, query=query, idempotency_key=idempotency_key
+        )
 
     def get(self, job_id: str) -> Answer:
         """Give the job with its config and its cycles in short."""
@@ -151,6 +167,34 @@ class Jobs:
         """Cancel a job; one that has ended stays as it is."""
         return self._client.request("POST", f"/jobs/{job_id}/cancel")
 
+    def retry(self, job_id: str) -> Answer:
+        """Queue a failed job again, from its failed cycle on; one that was retried already stays as it is.
+
+        Raises:
+            Conflict: it has not failed, or a job that it starts from was deleted.
+        """
+        return self._client.request("POST", f"/jobs/{job_id}/retry")
+
+    def clone(
+        self,
+        job_id: str,
+        changes: Mapping[str, Any],
+        *,
+        name: str | None = None,
+        is_dry_run: bool = False,
+        is_reuse: bool = False,
+    ) -> Answer:
+        """Submit another job with a job's settings, changed as said, section by section.
+
+        Raises:
+            InvalidConfig: it is a probe, or the settings cannot work.
+        """
+        kind = self.get(job_id)["kind"]
+        body = {"clone": job_id, "set": changes} | ({} if name is None else {"name": name})
+        query = _submission_query(is_dry_run=is_dry_run, is_reuse=is_reuse)
+        path = "/trainings" if kind == "training" else "/distillations"
+        return self._client.request("POST", path, body=body, query=query)
+
     def delete(self, job_id: str) -> None:
         """Delete a job that has ended, with all that it stored; again is no error.
 
@@ -170,6 +214,21 @@ class Jobs:
     def artifacts(self, job_id: str) -> list[Answer]:
         """List the stored files, each with a link that works for a while."""
         return list(self._client.request("GET", f"/jobs/{job_id}/artifacts")["items"])
+
+
+class Groups:
+    """Jobs that were submitted as one."""
+
+    def __init__(self, client: Client) -> None:
+        self._client = client
+
+    def get(self, group_id: str) -> Answer:
+        """Give a group: its state, its jobs with their figures, and what the match of its chains found."""
+        return self._client.request("GET", f"/groups/{group_id}")
+
+    def cancel(self, group_id: str) -> Answer:
+        """Cancel all jobs of a group; those that have ended stay as they are."""
+        return self._client.request("POST", f"/groups/{group_id}/cancel")
 
 
 class Uploads:
@@ -200,6 +259,11 @@ class Uploads:
             status = response.status_code
             raise DmsaeError(f"The object store refused {path.name!r} with status {status}.", status=status)
         return upload
+
+
+def _submission_query(*, is_dry_run: bool, is_reuse: bool) -> dict[str, str]:
+    asked = {"dry_run": is_dry_run, "reuse": is_reuse}
+    return {name: "true" for name, is_asked in asked.items() if is_asked}
 
 
 def is_loopback(url: str) -> bool:

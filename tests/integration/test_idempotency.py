@@ -127,3 +127,17 @@ def test_a_key_is_forgotten_after_a_day(api: httpx.Client, database: Database) -
         assert database.run(lambda session: forget_old(session, limit=10)) == n_removed
         age_keys(database)
     assert (count(database, IdempotencyKey), count(database, Job)) == (0, 2)
+
+
+def test_a_secret_that_is_shown_once_is_not_shown_again_nor_stored(
+    api: httpx.Client, database: Database
+) -> None:
+    admin = database.run(lambda session: keys.create_key(session, "ada", role="admin")[1])
+    headers = {**KEY, "Authorization": f"Bearer {admin}"}
+    first, again = (api.post("/keys", json={"name": "mine"}, headers=headers) for _ in range(2))
+    assert (first.status_code, again.status_code) == (201, 201)
+    assert again.headers["Idempotency-Replayed"] == "true"
+    assert again.json() == {**first.json(), "key": None}
+    with database.session_scope() as session:
+        stored = session.scalars(select(IdempotencyKey.answer)).all()
+    assert first.json()["key"] not in str(stored)
