@@ -2,7 +2,7 @@
 
 import json
 import uuid
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 import psycopg
@@ -83,7 +83,7 @@ def claim_statement(rules: QueueRules) -> str:
         "window_s": USAGE_WINDOW.total_seconds(),
         "least_charge_s": LEAST_CHARGE_S,
         "alive_s": ALIVE.total_seconds(),
-        **asdict(rules),
+        **rules.arguments(),
     }
     text = CLAIM.text
     for name, value in fixed.items():
@@ -96,12 +96,12 @@ def claim_statement(rules: QueueRules) -> str:
 
 
 def pgbench_script(rules: QueueRules) -> str:
-    """Give what each of pgbench's clients does again and again: claim, then close."""
-    statement = claim_statement(rules).replace("%(worker_id)s", "'worker-' || :client_id")
-    draw = "SELECT gen_random_uuid()::text AS attempt \\gset"
-    finish = FINISH.replace("%(attempt)s", ":attempt").strip().replace("\n", " ")
-    claim = statement.replace("%(attempt_id)s", ":attempt::text")
-    return f"{draw}\n{claim};\n{finish};\n"
+    """Give what each of pgbench's clients does again and again: claim, then close; `n` counts its claims."""
+    attempt = "('att_' || :client_id || '_' || :n)"
+    claim = claim_statement(rules).replace("%(worker_id)s", "'worker-' || :client_id")
+    claim = claim.replace("%(attempt_id)s", attempt)
+    finish = FINISH.replace("%(attempt)s", attempt).strip().replace("\n", " ")
+    return f"\\set n :n + 1\n{claim};\n{finish};\n"
 
 
 def plant(

@@ -5,7 +5,7 @@ an advisory lock: so each decision sees all claims before it, which is what fair
 cannot be had at once is passed over.
 """
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, Self
 
@@ -27,6 +27,9 @@ CLAIM_LOCK = 0x646D73_01
 USAGE_WINDOW = timedelta(hours=24)
 """How far back device time counts when owners take turns; to the hour."""
 
+STARVED_PART = 0.9
+"""Part of the starvation bound after which a cycle goes first, so that it begins before the bound is over."""
+
 LEAST_CHARGE_S = 1.0
 """What an attempt costs its owner at least, so that owners of very short cycles take turns too."""
 
@@ -43,7 +46,7 @@ class QueueRules:
     affinity_wait_s: float = 120.0
     """How long a cycle waits for a worker that holds its activations before any other may take it."""
     starvation_s: float = 86_400.0
-    """A cycle that waited longer goes first, unless its owner has had more than a fair share."""
+    """No cycle waits longer for its turn, unless its owner has had more than a fair share."""
     high_quota_s: float = 14_400.0
     """Device-seconds of the window that an owner may take at high priority; beyond it, high is normal."""
 
@@ -51,6 +54,19 @@ class QueueRules:
     def of(cls, settings: Settings) -> Self:
         """Take them from the settings."""
         return cls(settings.affinity_wait_s, settings.starvation_s, settings.high_quota_s)
+
+    @property
+    def starved_after_s(self) -> float:
+        """Give the wait after which a cycle goes before all priorities."""
+        return STARVED_PART * self.starvation_s
+
+    def arguments(self) -> dict[str, float]:
+        """Name them as `claim_cycle` is given them."""
+        return {
+            "affinity_wait_s": self.affinity_wait_s,
+            "starvation_s": self.starved_after_s,
+            "high_quota_s": self.high_quota_s,
+        }
 
 
 @dataclass(frozen=True)
@@ -94,19 +110,19 @@ def claim_cycle(
 ) -> Claim | None:
     """Open an attempt at the best cycle that this worker may run; None if there is none.
 
-    A cycle past the starvation bound goes first; then priority decides; then owners take turns by the device
-    time that they used in the window, running work counted, over their weight; then age. Among the chosen
-    owner's cycles of that priority come first those whose activations the worker holds. Passed over are held
-    jobs, cycles in backoff, of a newer spec or too large for the device, those that another live worker holds
-    the activations of (for a while), those of owners at their limit, and locked ones. While the queue is
-    paused there is none.
+    A cycle close to the starvation bound goes first; then priority decides; then owners take turns by the
+    device time that they used in the window, running work counted, over their weight; then age. Among the
+    chosen owner's cycles of that priority come first those whose activations the worker holds. Passed over
+    are held jobs, cycles in backoff, of a newer spec or too large for the device, those that another live
+    worker holds the activations of (for a while), those of owners at their limit, and locked ones. While the
+    queue is paused there is none.
 
     The claim itself is one statement, committed without waiting for the disk: run it by `Database.run_alone`,
     and let another commit follow before anything is built on it.
 
     Mutates: the cycle runs, its job too, an attempt is open, events tell it.
     """
-    given = {
+    given: dict[str, Any] = {
         "worker_id": worker_id,
         "resource_class": resource_class,
         "spec_version": SPEC_VERSION,
@@ -116,7 +132,7 @@ def claim_cycle(
         "window_s": USAGE_WINDOW.total_seconds(),
         "least_charge_s": LEAST_CHARGE_S,
         "alive_s": ALIVE.total_seconds(),
-        **asdict(rules),
+        **rules.arguments(),
     }
     row = session.execute(CLAIM, given).one_or_none()
     return None if row is None else _claim_of(session, row, attempt_id=given["attempt_id"])

@@ -72,7 +72,7 @@ def order_claims(
 ) -> list[Waiting]:
     """Put cycles into the order of claims if nothing else came, the blocked ones last."""
     lines = _make_lines([cycle for cycle in waiting if not cycle.is_blocked], shares)
-    starved_since = now - timedelta(seconds=rules.starvation_s)
+    starved_since = now - timedelta(seconds=rules.starved_after_s)
     order: list[Waiting] = []
     while lines and len(order) < N_PLACES:
         line, cycle = _next(lines, rules, starved_since)

@@ -63,6 +63,7 @@ PRIORITIES = ("low", "normal", "high")
 ROLES = ("reader", "submitter", "admin")
 """Of keys, each more than the one before."""
 IS_CLAIMABLE = text("state = 'queued' AND NOT held")
+IS_HIGH = text("state = 'queued' AND NOT held AND priority_rank = 0")
 CLAIM_INDEXES = {
     "ix_cycles_claimable": ("resource_class", "owner_id", "priority_rank", "queued_at", "id"),
     "ix_cycles_oldest": ("resource_class", "owner_id", "queued_at", "id"),
@@ -134,6 +135,7 @@ class Job(Table):
         CheckConstraint("deleted_at IS NULL OR finished_at IS NOT NULL", "deleted_after_its_end"),
         Index("ix_jobs_owner_id_created_at", "owner_id", "created_at"),
         Index("ix_jobs_created_at_id", "created_at", "id"),
+        Index("ix_jobs_group_id", "group_id", postgresql_where=text("group_id IS NOT NULL")),
         Index("ix_jobs_tags", "tags", postgresql_using="gin"),
         Index("ix_jobs_unpurged", "deleted_at", postgresql_where=IS_UNPURGED),
         Index("ix_jobs_repeatable", "config_digest", postgresql_where=IS_REPEATABLE),
@@ -142,7 +144,7 @@ class Job(Table):
     id: Mapped[str] = mapped_column(primary_key=True)
     kind: Mapped[str]
     owner_id: Mapped[str] = mapped_column(ForeignKey("owners.id"))
-    group_id: Mapped[str | None] = mapped_column(index=True)
+    group_id: Mapped[str | None]
     state: Mapped[str] = mapped_column(server_default="queued")
     state_reason: Mapped[str | None]
     error: Mapped[dict[str, Any] | None]
@@ -189,6 +191,11 @@ class Cycle(Table):
         UniqueConstraint("job_id", "index"),
         one_of("state", CYCLE_STATES),
         *(Index(name, *columns, postgresql_where=IS_CLAIMABLE) for name, columns in CLAIM_INDEXES.items()),
+        Index("ix_cycles_high", "resource_class", postgresql_where=IS_HIGH),
+        Index("ix_cycles_input_core_id", "input_core_id", postgresql_where=text("input_core_id IS NOT NULL")),
+        Index(
+            "ix_cycles_output_core_id", "output_core_id", postgresql_where=text("output_core_id IS NOT NULL")
+        ),
         CheckConstraint(
             "(state = 'succeeded' AND selects_core) = (output_core_id IS NOT NULL)", "succeeded_with_core"
         ),
@@ -224,8 +231,8 @@ class Cycle(Table):
     """Backoff: a queued cycle is not claimed earlier."""
     started_at: Mapped[datetime | None]
     finished_at: Mapped[datetime | None]
-    input_core_id: Mapped[str | None] = mapped_column(ForeignKey("cores.id", use_alter=True), index=True)
-    output_core_id: Mapped[str | None] = mapped_column(ForeignKey("cores.id", use_alter=True), index=True)
+    input_core_id: Mapped[str | None] = mapped_column(ForeignKey("cores.id", use_alter=True))
+    output_core_id: Mapped[str | None] = mapped_column(ForeignKey("cores.id", use_alter=True))
     metrics: Mapped[dict[str, Any] | None]
 
 
@@ -236,8 +243,7 @@ class Attempt(Table):
     __table_args__ = (
         UniqueConstraint("cycle_id", "number"),
         Index("uq_attempts_open", "cycle_id", unique=True, postgresql_where=text("outcome IS NULL")),
-        Index("ix_attempts_open_lease", "lease_expires_at", postgresql_where=text("outcome IS NULL")),
-        Index("ix_attempts_closed_at", "closed_at"),
+        Index("ix_attempts_closed_at", "closed_at", postgresql_where=text("closed_at IS NOT NULL")),
         Index("ix_attempts_uncleared", "closed_at", postgresql_where=IS_UNCLEARED),
         one_of("phase", PHASES),
         one_of("outcome", OUTCOMES),
