@@ -1,7 +1,8 @@
 """What routes are given: the parts built at start, and who is asking."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Annotated, cast
+from typing import Annotated, Any, cast
 
 from anyio import CapacityLimiter
 from fastapi import Depends, Path, Query, Request
@@ -33,17 +34,28 @@ def get_parts(request: Request) -> Parts:
 
 
 def refuse_unknown_query(request: Request) -> None:
-    """Refuse query parameters that the route does not know: a typo must not pass for a default.
+    """Refuse query parameters that the route does not know, and any that is given twice.
+
+    A typo must not pass for a default, and of two values none may be dropped in silence.
 
     Raises:
         InvalidConfig: naming each.
     """
     call = request.app.openapi()["paths"][request.scope["route"].path][request.method.lower()]
-    known = {given["name"] for given in call.get("parameters", []) if given["in"] == "query"}
+    known = {given["name"]: given for given in call.get("parameters", []) if given["in"] == "query"}
     rule = f"there is no such parameter; known: {', '.join(sorted(known)) or 'none'}"
     unknown = [name for name in request.query_params if name not in known]
     if unknown:
         raise InvalidConfig([FieldProblem(name[:200], None, rule, "unknown_field") for name in unknown[:20]])
+    given = {name: request.query_params.getlist(name) for name in known}
+    single = [name for name in known if not _is_list(known[name]["schema"])]
+    doubled = [FieldProblem(name, given[name][:2], "may be given once") for name in single if given[name][1:]]
+    if doubled:
+        raise InvalidConfig(doubled)
+
+
+def _is_list(schema: Mapping[str, Any]) -> bool:
+    return schema.get("type") == "array" or any(map(_is_list, schema.get("anyOf", ())))
 
 
 PartsOf = Annotated[Parts, Depends(get_parts)]
