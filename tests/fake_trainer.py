@@ -131,6 +131,9 @@ def misbehave(behaviour: str, fake: dict[str, Any]) -> None:
         time.sleep(600)
     elif behaviour == "crash":
         os.kill(os.getpid(), signal.SIGKILL)
+    elif behaviour == "kill_parent":
+        os.kill(os.getppid(), signal.SIGKILL)
+        time.sleep(600)
     elif behaviour == "exit":
         sys.exit(1)
     elif behaviour == "fail":
@@ -191,7 +194,11 @@ def main() -> None:
         misbehave(behaviour, fake)
     work(spec, fake, arguments)
     if behaviour != "empty":
-        write_results(spec, arguments.out, arguments.core)
+        try:
+            write_results(spec, arguments.out, arguments.core)
+        except OSError as error:
+            say(type="failed", code="disk_full", message=error.strerror)
+            sys.exit(3)
     note(marks, "end", spec)
     say(type="done")
 

@@ -7,21 +7,23 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import psutil
-from sqlalchemy import select
+import pytest
+from sqlalchemy import select, update
 
 from dmsae.service.database import Database
-from dmsae.service.tables import Artifact, Attempt, Core, CoreLatent, Cycle, Event, Latent
+from dmsae.service.tables import Artifact, Attempt, Core, CoreLatent, Cycle, Event, Job, Latent
 from tests.planting import job_state, outcomes, plant_job
 from worker.__main__ import celery_arguments
 
 ROOT = Path(__file__).parents[2]
 IS_FULL = os.environ.get("DMSAE_FAULTS") == "full"
 """Whether outages take as long as the issue says (`make faults`), instead of seconds."""
+in_full = pytest.mark.skipif(not IS_FULL, reason="one of the long ones: DMSAE_FAULTS=full, as `make faults`")
 
 
 def wait_for(condition: Callable[[], bool], *, seconds: float, what: str) -> float:
@@ -57,13 +59,19 @@ class Crew:
         return worker
 
     def begin_worker(
-        self, device: str, *, queues: str | None = None, max_runtime_s: float | None = None
+        self,
+        device: str,
+        *,
+        queues: str | None = None,
+        max_runtime_s: float | None = None,
+        before: Sequence[str] = (),
     ) -> subprocess.Popen[bytes]:
-        """Start a worker without waiting for it."""
+        """Start a worker without waiting for it, `before` being a command that goes before its own."""
         arguments = celery_arguments(device, app=self.app, max_runtime_s=max_runtime_s)
         if queues is not None:
             arguments[arguments.index("-Q") + 1] = queues
-        return self._start(arguments, self.folder / f"worker-{device.replace(':', '-')}.log")
+        log = self.folder / f"worker-{device.replace(':', '-')}.log"
+        return self._start(arguments, log, before=before)
 
     def start_sweeper(self) -> subprocess.Popen[bytes]:
         return self._start(["-m", "worker.sweeper"], self.folder / "sweeper.log")
@@ -72,8 +80,19 @@ class Crew:
         config = {"fake": {"marks": str(self.folder), **fake}}
         return self.database.run(lambda session: plant_job(session, "cpu", n_cycles=n_cycles, config=config))
 
+    def behave(self, job_id: str, **fake: Any) -> None:
+        """Have later attempts at a job behave otherwise."""
+        with self.database.session_scope() as session:
+            config = session.get_one(Job, job_id).config
+            changed = {**config, "fake": {"marks": str(self.folder), **fake}}
+            session.execute(update(Job).where(Job.id == job_id).values(config=changed))
+
     def state(self, job_id: str) -> str:
         return self.database.run(lambda session: job_state(session, job_id))
+
+    def error(self, job_id: str) -> dict[str, Any]:
+        with self.database.session_scope() as session:
+            return session.get_one(Job, job_id).error or {}
 
     def outcomes(self, job_id: str) -> list[str | None]:
         return self.database.run(lambda session: outcomes(session, job_id))
@@ -145,10 +164,12 @@ class Crew:
         """Trainers that still live, whoever their parent is."""
         return [p.pid for p in psutil.process_iter() if _is_trainer_of(p, self.env["DMSAE_WORK_DIR"])]
 
-    def _start(self, arguments: list[str], log: Path) -> subprocess.Popen[bytes]:
+    def _start(
+        self, arguments: list[str], log: Path, *, before: Sequence[str] = ()
+    ) -> subprocess.Popen[bytes]:
         with log.open("ab") as file:
             child = subprocess.Popen(
-                [sys.executable, *arguments],
+                [*before, sys.executable, *arguments],
                 cwd=ROOT,
                 env=self.env,
                 stdout=file,

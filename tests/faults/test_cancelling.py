@@ -11,14 +11,13 @@ from sqlalchemy import select
 from dmsae.service.cancelling import cancel_job
 from dmsae.service.queue_control import hold_job, release_job
 from dmsae.service.tables import Artifact, Event
-from tests.faults.crew import IS_FULL, Crew, wait_for
+from tests.faults.crew import Crew, in_full, wait_for
 from tests.faults.store_proxy import Faults, StoreProxy
 from tests.planting import cycle_states, event_kinds
 
 WITHIN_S = 30.0
 AWAY = Faults(is_away=True)
 SILENT = Faults(delay_s=600.0)
-IN_FULL = pytest.mark.skipif(not IS_FULL, reason="takes two minutes: in `make faults`")
 
 
 def cancel(crew: Crew, job_id: str) -> None:
@@ -62,7 +61,7 @@ def test_while_it_waits_loads_or_trains(crew: Crew) -> None:
     assert crew.count("begin")[alone, 0] == 0
 
 
-@pytest.mark.parametrize("faults", [AWAY, pytest.param(SILENT, marks=IN_FULL)], ids=["away", "silent"])
+@pytest.mark.parametrize("faults", [AWAY, pytest.param(SILENT, marks=in_full)], ids=["away", "silent"])
 def test_while_the_store_does_not_answer(crew: Crew, proxy: StoreProxy, faults: Faults) -> None:
     crew.start_worker()
     job_id = crew.plant(seconds=1.0)

@@ -12,7 +12,7 @@ from sqlalchemy import func, select
 from dmsae.service.cancelling import cancel_job
 from dmsae.service.tables import Attempt, Core, CoreLatent, Cycle, Latent
 from tests.faults.crew import Crew, wait_for
-from tests.planting import cycle_states, event_kinds, outcomes
+from tests.planting import cycle_states, outcomes
 
 
 def assert_one_lineage(crew: Crew, job_id: str, n_cycles: int) -> None:
@@ -92,27 +92,6 @@ def test_a_trainer_that_outlives_its_supervisor_is_killed_before_the_device_is_u
     crew.wait_until(job_id, "succeeded", seconds=40)
     assert trainer not in crew.orphans()
     assert "leftover_trainer_killed" in crew.log("worker-cpu-0")
-
-
-def test_a_frozen_supervisor_finds_itself_stale_and_stops_its_trainer(crew: Crew) -> None:
-    once = crew.folder / "once"
-    job_id = crew.plant(behaviour="hang", once=str(once))
-    crew.start_sweeper()
-    frozen = crew.start_worker("cpu:0")
-    trainer = crew.wait_for_trainer("cpu:0")
-    wait_for(once.exists, seconds=10, what="the trainer hangs")
-    os.kill(frozen.pid, signal.SIGSTOP)
-    crew.start_worker("cpu:1")
-    crew.wait_until(job_id, "succeeded", seconds=40)
-    assert psutil.pid_exists(trainer)
-    with crew.database.session_scope() as session:
-        before = event_kinds(session, job_id)
-    os.kill(frozen.pid, signal.SIGCONT)
-    wait_for(lambda: not psutil.pid_exists(trainer), seconds=10, what="the stale trainer is stopped")
-    wait_for(lambda: '"stale"' in crew.log("worker-cpu-0"), seconds=10, what="the attempt ends")
-    with crew.database.session_scope() as session:
-        assert event_kinds(session, job_id) == before
-        assert outcomes(session, job_id) == ["crashed", "succeeded"]
 
 
 def test_cancelling_ends_the_whole_group_within_ten_seconds(crew: Crew) -> None:

@@ -18,7 +18,7 @@ from dmsae.service.settings import Settings, settings_from
 from dmsae.service.tables import Artifact, Cycle
 from tests.conftest import RunningServices
 from tests.faults.conftest import lasting_crew
-from tests.faults.crew import IS_FULL, ROOT, Crew
+from tests.faults.crew import IS_FULL, ROOT, Crew, in_full
 from tests.faults.store_proxy import StoreProxy
 from worker.patient_store import PatientStore
 
@@ -152,7 +152,7 @@ print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not IS_FULL, reason="takes a minute: in `make faults`")
+@in_full
 def test_a_large_file_needs_little_memory_even_while_every_third_call_breaks(
     staffed: tuple[Crew, StoreProxy], store: ObjectStore, tmp_path: Path
 ) -> None:
