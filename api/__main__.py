@@ -7,21 +7,23 @@ import uvicorn
 
 from api.main import create_app
 from api.security import is_loopback
-from dmsae.errors import DmsaeError, Forbidden
+from dmsae.errors import DmsaeError, Forbidden, Unavailable
 from dmsae.service import keys
 from dmsae.service.database import Database
 from dmsae.service.logs import configure_logs
+from dmsae.service.queue import check_broker
 from dmsae.service.settings import Settings, load_settings
 
 log = structlog.get_logger()
 
 
 def main() -> int:
-    """Serve until told to stop; refuse to listen beyond loopback while everyone may ask."""
+    """Serve until told to stop; refuse a network or a broker under which no promise could be kept."""
     settings = load_settings()
     configure_logs(settings.log_level)
     try:
         refuse_open_network(settings)
+        refuse_evicting_broker(settings)
     except DmsaeError as error:
         log.error("api_refused_to_start", code=error.code, reason=error.message)
         return 1
@@ -56,6 +58,18 @@ def refuse_open_network(settings: Settings) -> None:
             )
     finally:
         database.dispose()
+
+
+def refuse_evicting_broker(settings: Settings) -> None:
+    """Refuse a broker that may drop wake-ups; one that is away is waited for.
+
+    Raises:
+        InvalidConfig: its `maxmemory-policy` evicts any key.
+    """
+    try:
+        check_broker(settings.broker_url)
+    except Unavailable as error:
+        log.warning("api_starts_without_broker", reason=error.message)
 
 
 if __name__ == "__main__":

@@ -12,9 +12,9 @@ import structlog
 from celery import Celery, Task, bootsteps
 from celery.signals import worker_shutting_down
 
-from dmsae.errors import Unavailable
+from dmsae.errors import InvalidConfig, Unavailable
 from dmsae.service.logs import configure_logs
-from dmsae.service.queue import TASK_NAME, celery_options, check_broker
+from dmsae.service.queue import TASK_NAME, PromptAMQP, celery_options, check_broker
 from dmsae.service.settings import load_settings
 from dmsae.service.workers import register_worker, stop_worker
 from worker.device_lock import hold_device
@@ -43,6 +43,9 @@ class Device:
         try:
             check_broker(settings.broker_url)
             runtime.database.run(lambda session: register_worker(session, runtime.worker))
+        except InvalidConfig as error:
+            log.error("worker_refused_to_start", code=error.code, reason=error.message)
+            raise SystemExit(1) from error
         except Unavailable as error:
             log.warning("worker_starts_without", error=error.message)
         with hold_device(settings.lock_dir, runtime.worker.slot, kill_grace_s=settings.kill_grace_s):
@@ -86,7 +89,7 @@ class Device:
 
 def make_app(command: Sequence[str] = TRAINER_COMMAND) -> Celery:
     """Make a worker's application; `command` starts a trainer."""
-    app = Celery("dmsae", set_as_current=False)
+    app = Celery("dmsae", set_as_current=False, amqp=PromptAMQP)
     device = Device(command)
 
     class DeviceStep(bootsteps.StartStopStep):

@@ -5,11 +5,13 @@ seconds and a surplus one nothing, and sending must never hold up or fail what i
 Redis costs at most about two seconds, is logged and counted.
 """
 
-from typing import Any, cast
+from typing import Any, Self
 
 import redis
 import structlog
 from celery import Celery
+from celery.app.amqp import AMQP
+from kombu import Connection
 from kombu.exceptions import OperationalError
 from pydantic import SecretStr
 
@@ -19,8 +21,29 @@ log = structlog.get_logger()
 
 TASK_NAME = "run_cycle"
 SOCKET_TIMEOUT_S = 2.0
-WAKE_UP_LIFE_S = 120
-"""An older wake-up is dropped by its receiver: idle workers wake themselves, so it can tell nothing new."""
+MOST_WAITING = 1000
+"""A queue that holds so many wake-ups gets no more: one for each idle worker is enough, whatever their age.
+
+They carry no expiry: that would compare the clocks of two hosts.
+"""
+RECONNECT_S = 1
+EVICTS_ANY = "allkeys-"
+"""How the policies begin under which Redis, once full, drops keys that never expire."""
+
+
+class PromptConnection(Connection):
+    """One that is tried again every second or two; kombu's own waits longer each time, up to 30 s."""
+
+    def ensure_connection(self, *args: Any, **options: Any) -> Self:
+        """Connect, however often that takes."""
+        often = {"interval_start": RECONNECT_S, "interval_step": RECONNECT_S, "interval_max": RECONNECT_S}
+        return super().ensure_connection(*args, **{**options, **often})
+
+
+class PromptAMQP(AMQP):
+    """Has workers connect so."""
+
+    Connection = PromptConnection
 
 
 def class_queue(resource_class: str) -> str:
@@ -39,6 +62,7 @@ def celery_options(broker_url: str) -> dict[str, Any]:
         "broker_url": broker_url,
         "broker_connection_retry_on_startup": True,
         "broker_connection_max_retries": None,
+        "broker_channel_error_retry": True,  # a full broker refuses what it is asked, and must end no worker
         "broker_connection_timeout": SOCKET_TIMEOUT_S,
         "broker_transport_options": {
             "socket_timeout": SOCKET_TIMEOUT_S,
@@ -69,7 +93,7 @@ def celery_options(broker_url: str) -> dict[str, Any]:
 
 def make_celery(broker_url: SecretStr) -> Celery:
     """Make an application that sends wake-ups."""
-    app = Celery("dmsae", set_as_current=False)
+    app = Celery("dmsae", set_as_current=False, amqp=PromptAMQP)
     app.conf.update(celery_options(broker_url.get_secret_value()))
     return app
 
@@ -91,14 +115,18 @@ class WakeUps:
 
     def _send(self, queue: str, resource_class: str) -> bool:
         try:
-            self._app.send_task(
-                TASK_NAME,
-                args=[resource_class],
-                queue=queue,
-                expires=WAKE_UP_LIFE_S,
-                ignore_result=True,
-                retry=False,
-            )
+            with self._app.producer_pool.acquire(block=True) as producer:
+                channel: Any = producer.channel
+                if channel.client.llen(queue) >= MOST_WAITING:
+                    return True
+                self._app.send_task(
+                    TASK_NAME,
+                    args=[resource_class],
+                    queue=queue,
+                    producer=producer,
+                    ignore_result=True,
+                    retry=False,
+                )
         except (OperationalError, redis.RedisError, OSError) as error:
             self.n_failed += 1
             log.warning("wake_up_failed", queue=queue, n_failed=self.n_failed, error=type(error).__name__)
@@ -124,21 +152,23 @@ def ping_broker(broker_url: SecretStr) -> bool:
 
 
 def check_broker(broker_url: SecretStr) -> None:
-    """Refuse a broker that would throw queued messages away to make room.
+    """Refuse a broker that may throw queued messages away to make room.
+
+    A `volatile-*` policy may not: it drops only what expires, and no queue does.
 
     Raises:
-        InvalidConfig: its `maxmemory-policy` evicts keys.
+        InvalidConfig: its `maxmemory-policy` evicts any key, whether it has a `maxmemory` by now or not.
         Unavailable: it does not answer.
     """
     try:
         with _client(broker_url) as client:
-            stored = cast("dict[str, str]", client.config_get("maxmemory*"))
+            told: dict[str, Any] = client.info("memory")
     except redis.ResponseError as error:
         log.warning("broker_policy_unknown", error=type(error).__name__)
         return
     except (redis.RedisError, OSError) as error:
         raise Unavailable("The broker does not answer; is DMSAE_BROKER_URL right?") from error
-    limit, policy = int(stored.get("maxmemory", "0")), stored.get("maxmemory-policy", "noeviction")
-    if limit > 0 and policy != "noeviction":
-        rule = "the broker must not evict queued messages: set maxmemory-policy to noeviction"
+    policy = str(told.get("maxmemory_policy", "noeviction"))
+    if policy.startswith(EVICTS_ANY):
+        rule = "the broker of DMSAE_BROKER_URL must not evict queued messages: set it to noeviction"
         raise InvalidConfig([FieldProblem("maxmemory-policy", policy, rule)])

@@ -9,6 +9,7 @@ import redis
 from celery import Celery
 from pydantic import SecretStr
 
+from api.__main__ import refuse_evicting_broker
 from dmsae.errors import InvalidConfig, Unavailable
 from dmsae.service.queue import (
     TASK_NAME,
@@ -81,12 +82,51 @@ def test_a_broker_that_is_not_there_costs_little_and_is_counted() -> None:
         check_broker(NOBODY)
 
 
-def test_a_broker_that_evicts_is_refused(client: "redis.Redis", settings: Settings) -> None:
-    check_broker(settings.broker_url)
-    client.config_set("maxmemory-policy", "allkeys-lru")
-    check_broker(settings.broker_url)
-    client.config_set("maxmemory", "100mb")
-    with pytest.raises(InvalidConfig, match="noeviction"):
+@pytest.mark.parametrize("policy", ["allkeys-lru", "allkeys-lfu", "allkeys-random"])
+def test_a_broker_that_may_evict_wake_ups_is_refused_by_api_and_worker(
+    client: "redis.Redis", settings: Settings, policy: str
+) -> None:
+    client.config_set("maxmemory-policy", policy)
+    for refuse in (lambda: check_broker(settings.broker_url), lambda: refuse_evicting_broker(settings)):
+        with pytest.raises(InvalidConfig) as refused:
+            refuse()
+        [problem] = refused.value.problems
+        assert (problem.param, problem.value) == ("maxmemory-policy", policy)
+        assert "noeviction" in problem.rule
+
+
+def test_a_broker_that_evicts_only_what_expires_is_accepted_since_no_wake_up_does(
+    app: Celery, client: "redis.Redis", settings: Settings
+) -> None:
+    for policy in ("noeviction", "volatile-lru", "volatile-ttl"):
+        client.config_set("maxmemory-policy", policy)
         check_broker(settings.broker_url)
-    client.config_set("maxmemory-policy", "noeviction")
-    check_broker(settings.broker_url)
+    assert WakeUps(app).send_wake_up("cpu")
+    keys = client.keys("*")
+    assert class_queue("cpu").encode() in keys  # type: ignore[operator]
+    assert [client.ttl(key) for key in keys] == [-1] * len(keys)  # type: ignore[union-attr, arg-type]
+
+
+def test_an_api_whose_broker_is_away_starts_all_the_same(settings: Settings) -> None:
+    refuse_evicting_broker(settings.model_copy(update={"broker_url": NOBODY}))
+
+
+def test_wake_ups_pile_up_only_so_far_and_never_expire(
+    app: Celery, client: "redis.Redis", monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dmsae.service.queue.MOST_WAITING", 3)
+    wake_ups = WakeUps(app)
+    assert all(wake_ups.send_wake_up("cpu") for _ in range(5))
+    assert wake_ups.wake_worker("host.cpu-0", "cpu")
+    assert client.llen(class_queue("cpu")) == 3
+    assert client.llen(worker_queue("host.cpu-0")) == 1
+    assert json.loads(client.lpop(class_queue("cpu")))["headers"]["expires"] is None  # type: ignore[arg-type]
+
+
+def test_a_full_broker_costs_nothing_but_the_wake_up(app: Celery, client: "redis.Redis") -> None:
+    client.config_set("maxmemory", "1")
+    wake_ups = WakeUps(app)
+    assert not wake_ups.send_wake_up("cpu")
+    assert wake_ups.n_failed == 1
+    client.config_set("maxmemory", "0")
+    assert wake_ups.send_wake_up("cpu")
