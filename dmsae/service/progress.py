@@ -81,7 +81,7 @@ def view_jobs(session: Session, jobs: Sequence[Job]) -> list[JobView]:
 def _surroundings(session: Session, job_ids: list[str]) -> _Surroundings:
     cycles: dict[str, list[Any]] = defaultdict(list)
     columns = (Cycle.id, Cycle.job_id, Cycle.index.label("cycle_index"), Cycle.state, Cycle.resource_class)
-    times = (Cycle.not_before, Cycle.started_at, Cycle.finished_at)
+    times = (Cycle.not_before, Cycle.state_reason, Cycle.started_at, Cycle.finished_at)
     needs = (Cycle.owner_id, Cycle.memory_bytes, Cycle.cache_key)
     for row in session.execute(
         select(*columns, *times, *needs).where(Cycle.job_id.in_(job_ids)).order_by(Cycle.job_id, Cycle.index)

@@ -93,6 +93,7 @@ def _list_waiting(session: Session, ids: Sequence[str], standing: Standing) -> l
         Cycle.resource_class,
         Cycle.queued_at,
         Cycle.not_before,
+        Cycle.state_reason,
         Cycle.memory_bytes,
         Cycle.cache_key,
         Job.priority,

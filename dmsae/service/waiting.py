@@ -68,7 +68,8 @@ def say_why(cycle: Any, standing: Standing, place: Place | None, *, is_held: boo
         because = f": {standing.pause.reason}" if standing.pause.reason else ""
         return f"The whole queue is paused{because}."
     if cycle.not_before is not None and cycle.not_before > standing.now:
-        return f"An attempt failed; the next begins after {cycle.not_before.isoformat(timespec='seconds')}."
+        why = cycle.state_reason or "An attempt broke off."
+        return f"{why} The next one begins after {cycle.not_before.isoformat(timespec='seconds')}."
     workers = standing.workers_of(cycle.resource_class)
     if not workers:
         return f"No {cycle.resource_class} worker is running: start one with `dmsae worker`."
