@@ -10,7 +10,7 @@ from typing import Any
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
-from dmsae.errors import Conflict
+from dmsae.errors import Conflict, Deleted
 from dmsae.service.database import wake_after_commit
 from dmsae.service.events import append_event
 from dmsae.service.queue_control import require_room, set_rank
@@ -33,6 +33,7 @@ def retry_job(session: Session, job_id: str) -> bool:
 
     Raises:
         NotFound: there is no such job.
+        Deleted: there was.
         Conflict: it has not failed, or a job that it starts from was deleted.
         QuotaExceeded: its owner may not have so many waiting.
 
@@ -40,6 +41,9 @@ def retry_job(session: Session, job_id: str) -> bool:
     """
     state = lock_job(session, job_id).state
     job = session.get_one(Job, job_id, populate_existing=True)
+    if job.deleted_at is not None:
+        when = job.deleted_at.isoformat(timespec="seconds")
+        raise Deleted(f"Job {job_id!r} was deleted at {when}.", id=job_id)
     if state in UNFINISHED and job.run > 1:
         return False
     if state != "failed":
