@@ -12,7 +12,9 @@ from api.dependencies import Parts, refuse_unknown_query
 from api.errors import PROBLEMS, add_error_handlers
 from api.idempotency import add_replays
 from api.limits import RequestLimits
-from api.routes import admin, distillations, groups, health, jobs, keys, queue, trainings, uploads
+from api.metrics import Metrics
+from api.request_metrics import RequestMetrics
+from api.routes import admin, distillations, groups, health, jobs, keys, metrics, queue, trainings, uploads
 from api.security import identify_caller
 from dmsae.service.database import Database
 from dmsae.service.objects import ObjectStore
@@ -35,6 +37,7 @@ def create_app(settings: Settings) -> FastAPI:
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         yield
         database.dispose()
+        app.state.metrics.numbers.close()
         parts.store.close()
 
     app = FastAPI(
@@ -48,12 +51,15 @@ def create_app(settings: Settings) -> FastAPI:
         redoc_url=None,
     )
     app.state.parts = parts
+    app.state.metrics = Metrics(settings, database, wake_ups)
     app.add_middleware(RequestLimits)
+    app.add_middleware(RequestMetrics, metrics=app.state.metrics)
     add_error_handlers(app)
     add_replays(app)
     for module in (distillations, trainings, groups, jobs, queue, uploads, keys, admin):
         app.include_router(module.router, dependencies=[Depends(identify_caller)], responses=PROBLEMS)
     app.include_router(health.router)
+    app.include_router(metrics.router, responses=PROBLEMS)
     return app
 
 

@@ -97,14 +97,15 @@ def _check_open(request: Request, settings: Settings) -> None:
         raise Forbidden("Without an API key the service answers on loopback only: make a key first.")
     hosts = request.headers.getlist("host")
     allowed = {host.lower().strip("[]") for host in settings.allowed_hosts}
-    if len(hosts) != 1 or _host_name(f"//{hosts[0]}") not in allowed:
+    if len(hosts) != 1 or host_name(f"//{hosts[0]}") not in allowed:
         raise Forbidden("Without an API key only the host names in DMSAE_ALLOWED_HOSTS are answered.")
     origin = request.headers.get("origin")
-    if origin is not None and request.method not in SAFE_METHODS and _host_name(origin) not in allowed:
+    if origin is not None and request.method not in SAFE_METHODS and host_name(origin) not in allowed:
         raise Forbidden("Without an API key other sites may not change anything here.")
 
 
-def _host_name(url: str) -> str | None:
+def host_name(url: str) -> str | None:
+    """Give the host that a URL names; None if it names none."""
     try:
         return urlsplit(url).hostname
     except ValueError:

@@ -7,6 +7,7 @@ marked first, then its object is deleted, then its row.
 
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable
 from functools import partial
 
@@ -16,8 +17,10 @@ from dmsae.errors import DatabaseRefused, Unavailable
 from dmsae.service import checkpoints, idempotency, purging, retention, uploads
 from dmsae.service.database import Database, Transaction
 from dmsae.service.leadership import CLEANER_LOCK, Leadership
+from dmsae.service.logs import attempt_fields
 from dmsae.service.objects import ObjectStore
 from dmsae.service.settings import Settings
+from dmsae.service.tallies import Action, count_actions
 
 log = structlog.get_logger()
 
@@ -39,6 +42,7 @@ class Cleaner:
         self._leadership = Leadership(database, key=CLEANER_LOCK)
         self._batch = batch
         self._purged_at = -HOUR_S
+        self._done: Counter[Action] = Counter()
 
     def run(self, stop: threading.Event) -> None:
         """Clean until told to stop."""
@@ -74,7 +78,14 @@ class Cleaner:
             if not any(has_more):
                 self._abandon_uploads()
                 self._purged_at = time.monotonic()
+        self._count_cleaning()
         return any(has_more)
+
+    def _count_cleaning(self) -> None:
+        """Note that a part was done to its end, and what went with it."""
+        done = self._done + Counter[Action]({"cleaned": 1})
+        self._database.run(lambda session: count_actions(session, done))
+        self._done.clear()
 
     def _expire(self) -> bool:
         """Note until when jobs are kept, delete those whose time is over, mark uploads that nobody uses.
@@ -87,10 +98,12 @@ class Cleaner:
         expired = run(lambda s: retention.delete_expired(s, limit=self._batch))
         for job_id in expired:
             log.info("job_expired", job=job_id)
+        self._done["job_expired"] += len(expired)
         after_s = max(settings.upload_days * DAY_S, settings.presign_s)
         unused = run(lambda s: uploads.mark_unused(s, after_s=after_s, limit=self._batch))
         for key in unused:
             log.info("upload_unused", key=key)
+        self._done["upload_unused"] += len(unused)
         n_forgotten = run(lambda s: idempotency.forget_old(s, limit=self._batch))
         return self._batch in (n_noted, len(expired), len(unused), n_forgotten)
 
@@ -112,6 +125,7 @@ class Cleaner:
         for prefix in prefixes:
             n_deleted = self._objects.delete_prefix(prefix)
             self._database.run(partial(checkpoints.forget_checkpoint, prefix=prefix))
+            self._done["checkpoint_deleted"] += 1
             log.info("checkpoint_deleted", prefix=prefix, n_deleted=n_deleted)
         return self._batch in (n_ended, len(prefixes))
 
@@ -123,6 +137,7 @@ class Cleaner:
             self._objects.delete(key)
         if keys:
             self._database.run(lambda session: forget(session, keys))
+            self._done["object_deleted"] += len(keys)
             log.info("objects_deleted", n_deleted=len(keys))
         return len(keys) == self._batch
 
@@ -150,10 +165,12 @@ class Cleaner:
             lambda s: purging.abandoned_attempts(s, closed_before_s=DAY_S, limit=self._batch)
         )
         for held in abandoned:
-            n_deleted = self._objects.delete_prefix(held.object_prefix)
-            self._database.run(partial(purging.note_cleared, attempt_id=held.attempt_id))
-            if n_deleted:
-                log.info("objects_deleted", prefix=held.object_prefix, n_deleted=n_deleted)
+            with attempt_fields(held):
+                n_deleted = self._objects.delete_prefix(held.object_prefix)
+                self._database.run(partial(purging.note_cleared, attempt_id=held.attempt_id))
+                if n_deleted:
+                    log.info("objects_deleted", prefix=held.object_prefix, n_deleted=n_deleted)
+            self._done["object_deleted"] += n_deleted
         return len(abandoned) == self._batch
 
     def _abandon_uploads(self) -> None:

@@ -16,19 +16,20 @@ from functools import partial
 import structlog
 
 from dmsae.errors import DatabaseRefused, Unavailable
-from dmsae.service.cancelling import find_cancelling, finish_cancelling
+from dmsae.service.cancelling import find_cancelling
 from dmsae.service.claims import QueueRules
 from dmsae.service.database import Database
 from dmsae.service.leadership import Leadership
 from dmsae.service.leases import ExpiredLease, find_expired
-from dmsae.service.logs import configure_logs
+from dmsae.service.logs import attempt_fields, configure_logs, job_field
 from dmsae.service.objects import ObjectStore
 from dmsae.service.queue import WakeUps, make_celery
 from dmsae.service.queue_snapshots import take_snapshots
 from dmsae.service.recording import RetryPolicy
 from dmsae.service.settings import Settings, load_settings
 from dmsae.service.shares import drop_old_slices
-from dmsae.service.sweeping import classes_waiting, close_expired
+from dmsae.service.sweeping import classes_waiting, close_expired, end_cancelled
+from dmsae.service.tallies import Action, count_actions
 from dmsae.service.workers import mark_gone_workers
 from worker.alive import SWEEPER, note_alive
 from worker.cleaner import Cleaner
@@ -89,6 +90,7 @@ class Sweeper:
         self._wake_ups = wake_ups
         self._leadership = Leadership(database)
         self._look_again_at = 0.0
+        self._n_woken, self._n_failed = 0, wake_ups.n_failed
         self._watch = Watch(settings.lease_s, gap_s=max(3 * settings.sweep_s, settings.lease_s / 2))
 
     def sweep(self) -> bool:
@@ -104,6 +106,7 @@ class Sweeper:
             gone_after_s = max(GONE_AFTER_S, 5 * self._settings.idle_wake_s)
             for worker_id in self._database.run(lambda s: mark_gone_workers(s, after_s=gone_after_s)):
                 log.warning("worker_gone", worker=worker_id)
+            self._count_sweep()
         except (Unavailable, DatabaseRefused) as error:
             log.warning("sweep_failed", error=type(error).__name__)
             self._watch.forget()
@@ -121,16 +124,10 @@ class Sweeper:
             settings.max_attempts, settings.retry_backoff_s, max_in_all=settings.max_attempts_in_all
         )
         for expired in self._watch.overdue(self._database.run(find_expired), time.monotonic()):
-            outcome = self._database.run(partial(close_expired, expired=expired, policy=policy))
-            if outcome is not None:
-                held = expired.held
-                log.warning(
-                    "attempt_expired",
-                    job=held.job_id,
-                    cycle=held.cycle_index,
-                    attempt=held.attempt_number,
-                    outcome=outcome,
-                )
+            with attempt_fields(expired.held):
+                outcome = self._database.run(partial(close_expired, expired=expired, policy=policy))
+                if outcome is not None:
+                    log.warning("attempt_expired", outcome=outcome)
 
     def _look_at_the_queue(self) -> None:
         """Work out who stands where in line, for at most a small share of the time."""
@@ -143,12 +140,22 @@ class Sweeper:
 
     def _finish_cancelling(self) -> None:
         for job_id in self._database.run(find_cancelling):
-            self._database.run(partial(finish_cancelling, job_id=job_id))
+            with job_field(job_id):
+                if self._database.run(partial(end_cancelled, job_id=job_id)):
+                    log.info("job_cancelled")
 
     def _wake(self) -> None:
         waiting = self._database.run(lambda s: classes_waiting(s, longer_than_s=self._settings.sweep_s))
         for resource_class in waiting:
-            self._wake_ups.send_wake_up(resource_class)
+            self._n_woken += self._wake_ups.send_wake_up(resource_class)
+
+    def _count_sweep(self) -> None:
+        """Note that a sweep got to its end, and what the broker took of it and did not."""
+        n_failed = self._wake_ups.n_failed
+        n_new = n_failed - self._n_failed
+        done: dict[Action, int] = {"swept": 1, "wake_up_sent": self._n_woken, "wake_up_failed_sweeper": n_new}
+        self._database.run(lambda session: count_actions(session, done))
+        self._n_woken, self._n_failed = 0, n_failed
 
 
 def main() -> None:

@@ -7,11 +7,11 @@ model works, so nothing here outlives one short use case. SQLAlchemy's errors en
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TypeAlias, TypeVar
+from typing import NamedTuple, TypeAlias, TypeVar, cast
 
 import psycopg
 import structlog
-from sqlalchemy import Engine, create_engine
+from sqlalchemy import Engine, QueuePool, create_engine
 from sqlalchemy.exc import DBAPIError, StatementError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.orm import Session
@@ -44,6 +44,14 @@ NEVER_FITS = "54"
 """SQLSTATE class of what exceeds a limit of Postgres, though psycopg calls it operational: no outage."""
 READ_ONLY = "25006"
 """SQLSTATE of a write on a standby, as while a database fails over: an outage."""
+
+
+class PoolUse(NamedTuple):
+    """The connections of one process."""
+
+    n_in_use: int
+    n_idle: int
+    n_most: int
 
 
 class Database:
@@ -98,6 +106,11 @@ class Database:
         """
         with translated_errors():
             return _retried(lambda: self._run_alone_once(use_case))
+
+    def pool_use(self) -> PoolUse:
+        """Tell how many connections there are, and may be."""
+        pool = cast("QueuePool", self.engine.pool)
+        return PoolUse(pool.checkedout(), pool.checkedin(), pool.size())
 
     def dispose(self) -> None:
         """Close all pooled connections."""

@@ -7,9 +7,12 @@ import logging
 import re
 import sys
 from collections.abc import Mapping, MutableMapping
+from contextlib import AbstractContextManager
 from typing import Any
 
 import structlog
+
+from dmsae.service.states import Held
 
 HIDDEN = "[hidden]"
 CHATTY = ("alembic", "botocore", "urllib3")
@@ -30,6 +33,21 @@ SECRET_TEXT = re.compile(
     """,
     re.IGNORECASE | re.VERBOSE,
 )
+
+
+def attempt_fields(held: Held) -> AbstractContextManager[None]:
+    """Put job, cycle and attempt on every line that is logged within the block.
+
+    So it is on those of libraries, and of threads that `worker.threads` starts within it.
+    """
+    return structlog.contextvars.bound_contextvars(
+        job=held.job_id, cycle=held.cycle_index, attempt=held.attempt_number
+    )
+
+
+def job_field(job_id: str) -> AbstractContextManager[None]:
+    """Put a job on every line that is logged within the block."""
+    return structlog.contextvars.bound_contextvars(job=job_id)
 
 
 def redact(text: str) -> str:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from sqlalchemy import Row, text
+from sqlalchemy import TextClause, text
 from sqlalchemy.orm import Session
 
 from dmsae.service.workers import ALIVE
@@ -149,5 +149,5 @@ def read_numbers(session: Session) -> QueueNumbers:
     )
 
 
-def _rows(session: Session, query: Any, **given: Any) -> Sequence[Row[Any]]:
+def _rows(session: Session, query: TextClause, **given: Any) -> Sequence[Any]:
     return session.execute(query, given).all()

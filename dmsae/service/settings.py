@@ -1,5 +1,6 @@
 """Everything that the service reads from its environment, in one place: `DMSAE_*` variables only."""
 
+import ipaddress
 import os
 import tempfile
 from collections.abc import Mapping
@@ -46,6 +47,8 @@ class Settings(BaseSettings):
     """Requests a second that one key may go on asking of one API process; 0: any number."""
     rate_burst: int = Field(500, ge=1)
     """Requests that it may ask at once."""
+    metrics_networks: Annotated[list[str], NoDecode] = ["127.0.0.0/8", "::1/128"]
+    """Networks from which `GET /metrics` is answered without a key (comma-separated); none: nowhere."""
     allowed_roots: Annotated[list[Path], NoDecode] = []
     """Folders from which models may be read (separated by the system's path separator); none by default."""
     cache_dir: Path = Path(tempfile.gettempdir()) / f"dmsae-cache-{os.getuid()}"
@@ -103,7 +106,7 @@ class Settings(BaseSettings):
     """How often the sweeper looks for what is to be deleted."""
     log_level: str = "INFO"
 
-    @field_validator("allowed_hosts", "data_prefixes", mode="before")
+    @field_validator("allowed_hosts", "metrics_networks", "data_prefixes", mode="before")
     @classmethod
     def _split_words(cls, value: object) -> object:
         return (
@@ -114,6 +117,13 @@ class Settings(BaseSettings):
     @classmethod
     def _split_roots(cls, value: object) -> object:
         return [part for part in value.split(os.pathsep) if part] if isinstance(value, str) else value
+
+    @field_validator("metrics_networks")
+    @classmethod
+    def _check_networks(cls, networks: list[str]) -> list[str]:
+        for network in networks:
+            ipaddress.ip_network(network)
+        return networks
 
     @field_validator("data_prefixes")
     @classmethod

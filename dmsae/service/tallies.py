@@ -1,5 +1,6 @@
 """What was done, counted for good: how sweepers and workers add to what `GET /metrics` tells of them."""
 
+from collections.abc import Mapping
 from typing import Literal, get_args
 
 from sqlalchemy import func
@@ -31,3 +32,10 @@ def count_action(session: Session, action: Action, n: int = 1) -> None:
     statement = insert(ActionTally).values(action=action, n=n, last_at=now)
     changes = {"n": ActionTally.n + n, "last_at": now}
     session.execute(statement.on_conflict_do_update(index_elements=["action"], set_=changes))
+
+
+def count_actions(session: Session, done: Mapping[Action, int]) -> None:
+    """Add all that was done; what was done no time is left as it is."""
+    for action in sorted(done):
+        if done[action]:
+            count_action(session, action, done[action])

@@ -11,6 +11,7 @@ from sqlalchemy.orm import Session
 
 from dmsae.errors import FieldProblem, InvalidConfig
 from dmsae.service.tables import Worker
+from dmsae.service.tallies import count_action
 
 ALIVE = timedelta(seconds=60)
 """A worker that was not seen for longer does not count."""
@@ -144,4 +145,7 @@ def mark_gone_workers(session: Session, *, after_s: float) -> list[str]:
         .returning(Worker.id)
         .execution_options(synchronize_session=False)
     )
-    return list(gone)
+    ids = list(gone)
+    if ids:
+        count_action(session, "worker_gone", len(ids))
+    return ids

@@ -55,6 +55,7 @@ CORE_READS = ("", "/cycles", "/core", "/lineage", "/origins")
 MATRIX: dict[str, Row] = {
     "GET /healthz": Row("everyone", 200),
     "GET /readyz": Row("everyone", 200),
+    "GET /metrics": Row("everyone", 200),
     "POST /distillations": Row("submitter", 202, DEMO),
     "POST /trainings": Row("submitter", 202, {"core": {"kind": "selected", "cycle": {"job_id": "DONE"}}}),
     "POST /uploads": Row("submitter", 201, {"filename": "a.txt", "size_bytes": 10}),

@@ -23,6 +23,8 @@ LEASE_S = 0.5
 class RecordedWakeUps(WakeUps):
     """Remembers whom it would have woken."""
 
+    n_failed = 0
+
     def __init__(self) -> None:
         self.sent: list[str] = []
 
