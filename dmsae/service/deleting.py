@@ -10,6 +10,7 @@ from sqlalchemy.orm import Session, aliased
 
 from dmsae.errors import Conflict, Forbidden, NotFound
 from dmsae.service import uploads
+from dmsae.service.publishing import published_names
 from dmsae.service.source_tables import CycleSource
 from dmsae.service.states import lock_job
 from dmsae.service.tables import FINAL_JOB_STATES, Artifact, Core, Cycle, Job
@@ -21,7 +22,8 @@ def delete_job(session: Session, job_id: str, *, owner_id: str | None) -> None:
     Raises:
         NotFound: there never was such a job.
         Forbidden: it belongs to another owner.
-        Conflict: it has not ended, or a job that has not ended starts from what it left.
+        Conflict: it has not ended, a job that has not ended starts from what it left, or a core of it is
+            published.
     """
     job = session.get(Job, job_id, populate_existing=True)
     if job is None:
@@ -35,6 +37,10 @@ def delete_job(session: Session, job_id: str, *, owner_id: str | None) -> None:
             "it has ended.",
             id=job_id,
         )
+    published = published_names(session, job_id)
+    if published:
+        rule = "what is published stays, and the job with it"
+        raise Conflict(f"Job {job_id!r} has the core {', '.join(published)}: {rule}.", id=job_id)
     for users in _unfinished_users():
         user = session.scalar(users.where(Job.id == job_id).limit(1))
         if user is not None:

@@ -11,6 +11,7 @@ from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.orm import Session
 
 from dmsae.errors import CycleFailed
+from dmsae.service.core_tables import CoreDrop
 from dmsae.service.ids import new_id
 from dmsae.service.results import CoreEntry, CycleResult, Lineage
 from dmsae.service.states import Held
@@ -68,6 +69,7 @@ def write_core(
             for entry in lineage.core
         ],
     )
+    _write_drops(session, held, lineage, ids)
     _write_origins(session, held, lineage)
     return core_id
 
@@ -141,7 +143,7 @@ def _write_identities(session: Session, held: Held, lineage: Lineage) -> dict[st
         .values(dropped_at=held.cycle_index)
         .execution_options(synchronize_session=False)
     )
-    rows = session.execute(select(Latent.public_id, Latent.id).where(Latent.public_id.in_(names)))
+    rows = session.execute(select(Latent.public_id, Latent.id).where(Latent.public_id.in_(names + dropped)))
     return {row.public_id: row.id for row in rows}
 
 
@@ -156,6 +158,20 @@ def _identity(held: Held, entry: CoreEntry) -> dict[str, Any]:
         "last_share": entry.share,
         "max_share": entry.share,
     }
+
+
+def _write_drops(session: Session, held: Held, lineage: Lineage, ids: dict[str, int]) -> None:
+    measured = ("core_index", "sae_index", "score", "share", "rank")
+    rows = [
+        {
+            "cycle_id": held.cycle_id,
+            "latent_id": ids[entry.latent_id],
+            **{name: getattr(entry, name) for name in measured},
+        }
+        for entry in lineage.dropped
+    ]
+    if rows:
+        session.execute(insert(CoreDrop), rows)
 
 
 def _write_origins(session: Session, held: Held, lineage: Lineage) -> None:

@@ -13,6 +13,7 @@ from sqlalchemy import ColumnElement, delete, func, or_, select, tuple_, update
 from sqlalchemy.orm import Session, aliased
 
 from dmsae.service.claims import USAGE_WINDOW
+from dmsae.service.core_tables import CoreDrop, LatentMatch
 from dmsae.service.source_tables import CycleSource
 from dmsae.service.states import Held, lock_job
 from dmsae.service.tables import (
@@ -161,12 +162,31 @@ def purge_job(session: Session, job_id: str, *, limit: int) -> bool:
     )
     places = delete(CoreLatent).where(tuple_(*place).in_(latest_first)).returning(CoreLatent.core_index)
     latents = select(Latent.id).where(Latent.origin_job_id == job_id).order_by(Latent.id).limit(limit)
-    if _removed(session, places):
+    if _removed(session, places) or _remove_drops(session, job_id, limit) + _remove_matches(
+        session, job_id, limit
+    ):
         return False
     if _removed(session, delete(Latent).where(Latent.id.in_(latents)).returning(Latent.id)):
         return False
     _remove_cycles(session, job_id, core_ids=list(session.scalars(cores)))
     return _note(session, job_id, Job.purged_at.is_(None), purged_at=func.now(), config={})
+
+
+def _remove_drops(session: Session, job_id: str, limit: int) -> int:
+    own = select(Cycle.id).where(Cycle.job_id == job_id)
+    drop = (CoreDrop.cycle_id, CoreDrop.core_index)
+    found = select(*drop).where(CoreDrop.cycle_id.in_(own)).order_by(*drop).limit(limit)
+    return _removed(session, delete(CoreDrop).where(tuple_(*drop).in_(found)).returning(CoreDrop.core_index))
+
+
+def _remove_matches(session: Session, job_id: str, limit: int) -> int:
+    """Remove what a match found, and what others found of latents of this job."""
+    own = select(Cycle.id).where(Cycle.job_id == job_id)
+    latents = select(Latent.id).where(Latent.origin_job_id == job_id)
+    sides = (LatentMatch.cycle_id.in_(own), LatentMatch.a_latent_id.in_(latents))
+    key = (LatentMatch.cycle_id, LatentMatch.a, LatentMatch.b, LatentMatch.a_latent_id)
+    found = select(*key).where(or_(*sides, LatentMatch.b_latent_id.in_(latents))).limit(limit)
+    return _removed(session, delete(LatentMatch).where(tuple_(*key).in_(found)).returning(LatentMatch.a))
 
 
 def _remove_cycles(session: Session, job_id: str, *, core_ids: list[str]) -> None:

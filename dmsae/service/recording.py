@@ -21,6 +21,7 @@ from dmsae.service.code_version import code_version
 from dmsae.service.database import wake_after_commit
 from dmsae.service.given_rows import write_given
 from dmsae.service.lineage_rows import write_core
+from dmsae.service.match_rows import write_matches
 from dmsae.service.matches import describe_match, queue_match
 from dmsae.service.plain_json import plain_text
 from dmsae.service.results import MatchResult, TrainerResult
@@ -98,6 +99,7 @@ def _record_match(
     session: Session, claim: Claim, artifacts: tuple[StoredFile, ...], result: MatchResult
 ) -> str:
     _write_artifacts(session, claim, artifacts)
+    write_matches(session, claim, result.match)
     close_attempt(session, claim, "succeeded")
     metrics = {**result.metrics, "match": describe_match(result.match)}
     move_cycle(session, claim.cycle_id, "succeeded", metrics=metrics, code_version=code_version())

@@ -47,6 +47,11 @@ class DroppedEntry(_Part):
 
     core_index: int = Field(ge=0)
     latent_id: str
+    sae_index: int | None = None
+    """This and the next three as the cycle that dropped it measured it."""
+    score: float | None = None
+    share: float | None = None
+    rank: int | None = None
 
 
 class GivenEntry(_Part):

@@ -7,6 +7,7 @@ from sqlalchemy.orm import Session
 
 from dmsae.errors import FieldProblem, InvalidConfig, NotFound
 from dmsae.service.deleting import is_given_to_unfinished, make_tombstone
+from dmsae.service.publishing import has_published_core, published_names
 from dmsae.service.tables import Job, Owner
 
 MOST_DAYS = 36_500
@@ -74,18 +75,33 @@ def note_expiry(session: Session, *, default_days: int | None, limit: int) -> in
 
 
 def delete_expired(session: Session, *, limit: int) -> list[str]:
-    """Delete jobs whose time is over, unless an unfinished job starts from their core; give their ids."""
+    """Delete jobs whose time is over, and give their ids.
+
+    Not those from whose core an unfinished job starts, or of which a core is published.
+    """
     found = (
         select(Job.id)
-        .where(Job.deleted_at.is_(None), Job.expires_at < func.now(), ~is_given_to_unfinished())
+        .where(
+            Job.deleted_at.is_(None),
+            Job.expires_at < func.now(),
+            ~is_given_to_unfinished(),
+            ~has_published_core(),
+        )
         .order_by(Job.id)
         .limit(limit)
         .with_for_update(of=Job.__table__, skip_locked=True, key_share=True)
     )
-    return [job_id for job_id in session.scalars(found).all() if make_tombstone(session, job_id)]
+    expired = session.scalars(found).all()
+    # one may have been published between the look and the lock
+    free = [job_id for job_id in expired if not published_names(session, job_id)]
+    return [job_id for job_id in free if make_tombstone(session, job_id)]
 
 
 def _expires_at(default_days: int | None) -> ColumnElement[object]:
-    """Null while a job has not ended, and where it is kept for ever."""
+    """Null while a job has not ended, and where it is kept for ever: as its owner says, or as published."""
     days = func.coalesce(Owner.retention_days, default_days or FOR_EVER)
-    return case((days == FOR_EVER, None), else_=Job.finished_at + func.make_interval(0, 0, 0, days))
+    return case(
+        (days == FOR_EVER, None),
+        (has_published_core(), None),
+        else_=Job.finished_at + func.make_interval(0, 0, 0, days),
+    )

@@ -1,0 +1,143 @@
+"""Latents of the whole lab, found by every filter in every order, and the story of one."""
+
+import random
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from sqlalchemy import insert, select
+
+from dmsae.service import latents
+from dmsae.service.core_tables import SORT_KEYS
+from dmsae.service.database import Database
+from dmsae.service.latents import LatentFilter, list_latents
+from dmsae.service.tables import Core, CoreLatent, Cycle, Job, Latent
+from tests.conftest import RunningServices
+from tests.planting import plant_job
+from tests.serving import fresh_database
+
+KINDS = ("learned", "learned", "random_directions", "frequent")
+ORDERS = ("oldest", "newest", *SORT_KEYS)
+
+
+def plant_latents(database: Database, seed: int, *, n_jobs: int = 3, n_each: int = 14) -> None:
+    """Jobs of three cycles with latents of every kind, one job a training around others' latents."""
+    draw = random.Random(seed)
+    with database.session_scope() as session:
+        for _ in range(n_jobs):
+            job_id = plant_job(session, "cpu")
+            rows = [_random_latent(draw, job_id, row) for row in range(n_each)]
+            session.execute(insert(Latent), rows)
+        training = plant_job(session, "cpu", n_cycles=1)
+        session.query(Job).where(Job.id == training).update({"kind": "training"})
+        cycle_id = session.scalars(select(Cycle.id).where(Cycle.job_id == training)).one()
+        session.add(
+            Core(id=f"core_{seed}", kind="selected", given_cycle_id=cycle_id, n_latents=9, object_prefix="x")
+        )
+        session.flush()
+        ids = draw.sample(list(session.scalars(select(Latent.id))), 9)
+        places = [{"core_id": f"core_{seed}", "core_index": i, "latent_id": ids[i]} for i in range(9)]
+        session.execute(insert(CoreLatent), places)
+
+
+def _random_latent(draw: random.Random, job_id: str, row: int) -> dict[str, Any]:
+    cycle = draw.randrange(3)
+    was_selected = draw.random() < 0.8
+    share = draw.choice([0.0, 0.125, 0.25, draw.random()]) if was_selected else None
+    return {
+        "public_id": f"{job_id}.{cycle}.{row}",
+        "origin_job_id": job_id,
+        "origin_cycle": cycle,
+        "origin_index": row,
+        "origin_kind": draw.choice(KINDS),
+        "times_selected": draw.randrange(1, 4) if was_selected else 0,
+        "last_index": cycle if was_selected else None,
+        "dropped_at": draw.choice([None, cycle + 1]) if was_selected else None,
+        "last_share": share,
+        "max_share": None if share is None else share + draw.choice([0.0, 0.1]),
+    }
+
+
+@pytest.fixture(scope="module")
+def planted(services: RunningServices) -> Iterator[Database]:
+    with fresh_database(services) as url:
+        database = Database(url, wake_up=lambda _: None)
+        plant_latents(database, 0)
+        yield database
+        database.dispose()
+
+
+def found_plainly(database: Database, wanted: LatentFilter, order: str) -> list[str]:
+    """The plain twin: read everything, keep what is wanted, sort in Python."""
+    with database.session_scope() as session:
+        rows = list(session.scalars(select(Latent)))
+        job = None if wanted.job_id is None else session.get_one(Job, wanted.job_id)
+        query = select(CoreLatent.latent_id).join(Core, Core.id == CoreLatent.core_id)
+        query = query.join(Cycle, Cycle.id.in_([Core.cycle_id, Core.given_cycle_id]))
+        held = set(session.scalars(query.where(Cycle.job_id == wanted.job_id)))
+    if job is not None:
+        is_own = job.kind == "distillation"
+        rows = [row for row in rows if (row.origin_job_id == job.id if is_own else row.id in held)]
+    for name in ("origin_job_id", "origin_cycle", "origin_kind"):
+        value = getattr(wanted, name)
+        rows = [row for row in rows if value is None or getattr(row, name) == value]
+    for name in SORT_KEYS:
+        least = getattr(wanted, f"min_{name}")
+        rows = [row for row in rows if least is None or _number(getattr(row, name)) >= least]
+    if wanted.is_alive is not None:
+        rows = [r for r in rows if (r.last_index is not None and r.dropped_at is None) == wanted.is_alive]
+    rows.sort(key=lambda row: (_number(getattr(row, order, 0)), row.id), reverse=order != "oldest")
+    return [row.public_id for row in rows]
+
+
+def _number(value: float | None) -> float:
+    return float("-inf") if value is None else value
+
+
+def read_all(database: Database, wanted: LatentFilter, order: Any, limit: int) -> list[str]:
+    seen: list[str] = []
+    cursor = None
+    while True:
+        with database.session_scope() as session:
+            page = list_latents(session, wanted, order=order, cursor=cursor, limit=limit)
+        assert len(page.items) <= limit
+        seen += [latent.public_id for latent in page.items]
+        cursor = page.next_cursor
+        if cursor is None:
+            return seen
+
+
+@st.composite
+def filters(draw: st.DrawFn) -> dict[str, Any]:
+    """Filters, with places of jobs instead of their ids."""
+    maybe = lambda values: st.none() | values  # noqa: E731
+    origin = draw(maybe(st.integers(0, 3)))
+    return {
+        "job_id": draw(maybe(st.integers(0, 3))),
+        "origin_job_id": origin,
+        "origin_cycle": None if origin is None else draw(maybe(st.integers(0, 3))),
+        "origin_kind": draw(maybe(st.sampled_from(KINDS))),
+        "min_times_selected": draw(maybe(st.integers(0, 4))),
+        "min_last_share": draw(maybe(st.sampled_from([0.0, 0.125, 0.3, 2.0]))),
+        "min_max_share": draw(maybe(st.sampled_from([0.0, 0.25, 0.9]))),
+        "is_alive": draw(maybe(st.booleans())),
+    }
+
+
+@pytest.mark.parametrize("stretch", [3, 1000])
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(chosen=filters(), order=st.sampled_from(ORDERS), limit=st.sampled_from([2, 5, 17, 200]))
+def test_every_filter_in_every_order_gives_what_a_plain_search_gives(
+    planted: Database, monkeypatch: pytest.MonkeyPatch, stretch: int, chosen: Any, order: str, limit: int
+) -> None:
+    monkeypatch.setattr(latents, "STRETCH", stretch)
+    with planted.session_scope() as session:
+        jobs = list(session.scalars(select(Job.id).order_by(Job.id)))
+    named = {
+        name: jobs[value] if name.endswith("job_id") and value is not None else value
+        for name, value in chosen.items()
+    }
+    wanted = LatentFilter(**named)
+    assert read_all(planted, wanted, order, limit) == found_plainly(planted, wanted, order)
