@@ -13,7 +13,7 @@ from sqlalchemy.orm import Session
 
 from dmsae.config import SPEC_VERSION, CycleConfig
 from dmsae.service.code_version import code_version
-from dmsae.service.tables import Cycle, Job
+from dmsae.service.tables import IS_REPEATABLE, Cycle, Job
 
 PINNED_TEXTS = ("builtin", "hub", "objects")
 """Sources of texts that a config names to the bit: by the code, by a commit, by etags."""
@@ -41,8 +41,7 @@ def find_identical(session: Session, digests: Iterable[str | None]) -> dict[str,
     )
     query = (
         select(Job.config_digest, Job.id)
-        .where(Job.config_digest.in_(wanted), Job.state == "succeeded", Job.deleted_at.is_(None))
-        .where(~other_code.exists())
+        .where(Job.config_digest.in_(wanted), IS_REPEATABLE, ~other_code.exists())
         .order_by(Job.finished_at, Job.id)
     )
     return {str(row.config_digest): row.id for row in session.execute(query)}

@@ -204,7 +204,7 @@ def test_out_of_memory_is_tried_once_in_parts_whatever_broke_off_before(line: Li
 def test_a_real_trainer_that_ran_out_of_memory_succeeds_in_parts_and_says_so(
     bench: Bench, tmp_path: Path
 ) -> None:
-    plant_real(bench, tmp_path, training={"n_tokens": 2048})
+    plant_real(bench, tmp_path, training={"n_tokens": 2048, "step": "plain"})
     bench.runtime.settings = bench.runtime.settings.model_copy(update={"max_attempts": 1})
     bench.runtime.command = (sys.executable, "-c", OUT_OF_MEMORY_UNLESS_IN_PARTS)
     assert [bench.run(), bench.run()] == ["crashed", "succeeded"]
