@@ -4,6 +4,7 @@ Importing this reads no environment: settings are read when Celery asks for its 
 `python -m worker --device cpu:0` fills in the queues.
 """
 
+import threading
 from collections.abc import Sequence
 from typing import Any
 
@@ -33,6 +34,8 @@ class Device:
         self._command = command
         self._runtime: Runtime | None = None
         self._timer: IdleTimer | None = None
+        self._turn = threading.Lock()
+        self._looking: threading.Thread | None = None
 
     def open(self, app: Celery, name: str, *, max_runtime_s: float | None = None) -> None:
         """Connect, check the broker, introduce the worker, and begin to listen; for so long, if told."""
@@ -50,7 +53,7 @@ class Device:
             log.warning("worker_starts_without", error=error.message)
         with hold_device(settings.lock_dir, runtime.worker.slot, kill_grace_s=settings.kill_grace_s):
             log.info("device_seen", device=name, slot=runtime.worker.slot)
-        self._timer = IdleTimer(runtime)
+        self._timer = IdleTimer(runtime, look=self._look)
         self._timer.start()
         if max_runtime_s is not None:
             stop_after(max_runtime_s, settings)
@@ -60,11 +63,12 @@ class Device:
         """Run one cycle, then look at once for another."""
         if self._runtime is None or self._timer is None:
             raise RuntimeError("the worker's device was never opened: start it with --device")
-        self._timer.heard()
-        try:
-            outcome = run_one_cycle(self._runtime, celery_task_id=celery_task_id)
-        finally:
-            self._timer.rest()
+        with self._turn:
+            self._timer.heard()
+            try:
+                outcome = run_one_cycle(self._runtime, celery_task_id=celery_task_id)
+            finally:
+                self._timer.rest()
         if outcome is not None and not self._runtime.draining.is_set():
             worker = self._runtime.worker
             self._runtime.wake_ups.wake_worker(worker.id, worker.resource_class)
@@ -74,6 +78,8 @@ class Device:
         if self._runtime is None or self._timer is None:
             return
         self._timer.stop()
+        if self._looking is not None:
+            self._looking.join()
         worker_id = self._runtime.worker.id
         try:
             self._runtime.database.run(lambda session: stop_worker(session, worker_id))
@@ -81,6 +87,12 @@ class Device:
             log.warning("worker_stops_unnoted", worker=worker_id)
         self._runtime.close()
         log.info("worker_stopped", worker=worker_id)
+
+    def _look(self) -> None:
+        """Look for a cycle without a wake-up, in a thread of its own, if none does so already."""
+        if self._looking is None or not self._looking.is_alive():
+            self._looking = threading.Thread(target=self.run_cycle, args=(None,), name="looking")
+            self._looking.start()
 
     def _drain(self, **_: Any) -> None:
         if self._runtime is not None:

@@ -2,7 +2,8 @@
 
 A worker can look alive and take nothing after its broker came back. So health is the age of the last wake-up
 that arrived, not the process: when the broker answers and still nothing comes, the process ends, non-zero,
-for its supervisor to start it again. While the broker is away it waits.
+for its supervisor to start it again. While the broker is away it waits; while the broker answers but is full
+and takes no wake-up, the worker looks for cycles without one.
 """
 
 import os
@@ -38,11 +39,12 @@ class IdleTimer:
         self,
         runtime: Runtime,
         *,
+        look: Callable[[], None],
         leave: Callable[[int], None] = leave,
         drain: Callable[[], None] = stop_this_worker,
     ) -> None:
         self._runtime = runtime
-        self._leave, self._drain = leave, drain
+        self._look, self._leave, self._drain = look, leave, drain
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="idle", daemon=True)
         self._is_busy = False
@@ -90,6 +92,9 @@ class IdleTimer:
         worker = self._runtime.worker
         if not self._runtime.wake_ups.wake_worker(worker.id, worker.resource_class):
             self._heard_at = time.monotonic()
+            if ping_broker(self._runtime.settings.broker_url):
+                log.warning("broker_takes_nothing", worker=worker.id)
+                self._look()
             return
         silent_s = time.monotonic() - self._heard_at
         if silent_s <= self._runtime.settings.deaf_after_s or self._is_busy:
