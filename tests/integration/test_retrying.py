@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from sqlalchemy import func, select, update
 
-from dmsae.errors import Conflict, QuotaExceeded
+from dmsae.errors import Conflict, NotFound, QuotaExceeded
 from dmsae.service.cancelling import cancel_job
 from dmsae.service.claims import Claim
 from dmsae.service.database import Database
@@ -130,6 +130,13 @@ def test_a_training_whose_source_was_deleted_is_refused(database: Database, work
     with pytest.raises(Conflict, match=f"it starts from job '{source.job.id}', which was deleted at"):
         retry(database, training.job.id)
     assert states(database, training.job.id) == ("failed", ["failed"])
+
+
+def test_a_job_that_was_deleted_is_not_retried(database: Database, worker_id: str) -> None:
+    job_id, _ = failed_in_cycle_1(database, worker_id)
+    database.run(lambda session: make_tombstone(session, job_id))
+    with pytest.raises(NotFound, match="deleted"):
+        retry(database, job_id)
 
 
 def test_chains_are_compared_once_the_one_that_failed_was_retried(database: Database, worker_id: str) -> None:
