@@ -21,6 +21,7 @@ from dmsae.service.plain_json import read_plain_json
 from dmsae.service.states import Held
 from worker.patient_store import PatientStore
 from worker.protocol import CheckpointMessage
+from worker.threads import thread_of
 from worker.work_folder import MANIFEST, upload_folder
 
 log = structlog.get_logger()
@@ -73,7 +74,7 @@ class CheckpointUploads:
     def offer(self, written: CheckpointMessage) -> None:
         """Take a checkpoint that lies in the folder; one that still waits gives way to it."""
         if Path(written.path).parent != self._folder:
-            log.warning("checkpoint_elsewhere", attempt=self._held.attempt_id, step=written.step)
+            log.warning("checkpoint_elsewhere", step=written.step)
             return
         with self._changed:
             if self._is_closed:
@@ -82,7 +83,7 @@ class CheckpointUploads:
                 shutil.rmtree(self._waiting.path, ignore_errors=True)
             self._waiting, self.newest_step = written, written.step
             if self._thread is None:
-                self._thread = threading.Thread(target=self._run, name="checkpoints", daemon=True)
+                self._thread = thread_of(self._run, name="checkpoints")
                 self._thread.start()
             self._changed.notify()
 

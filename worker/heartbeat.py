@@ -15,6 +15,7 @@ from dmsae.service.claims import Claim
 from dmsae.service.database import Database
 from dmsae.service.leases import renew
 from dmsae.service.settings import Settings
+from worker.threads import thread_of
 from worker.trainer_output import TrainerOutput
 
 log = structlog.get_logger()
@@ -28,7 +29,7 @@ class Heartbeat:
         self._claim = claim
         self._output = output
         self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
+        self._thread = thread_of(self._run, name="heartbeat")
         self.changed = threading.Event()
         self.is_stale = False
         self.is_cancelling = False
@@ -64,11 +65,11 @@ class Heartbeat:
             self.is_stale = True
         except Unavailable as error:
             self._output.give_back(report)
-            log.warning("heartbeat_missed", attempt=self._claim.attempt_id, error=error.message)
+            log.warning("heartbeat_missed", error=error.message)
             return
         except DatabaseRefused as error:
             # What the database refuses today it refuses tomorrow: better to lose a report than the lease.
-            log.error("report_refused", attempt=self._claim.attempt_id, kind=error.fields["kind"])
+            log.error("report_refused", kind=error.fields["kind"])
             return
         else:
             self.is_cancelling = state.is_cancelling

@@ -86,11 +86,10 @@ class Supervisor:
         self._inputs = ObjectInputs(runtime.settings.cache_dir, runtime.worker.id)
         self._last_report = Report()
         self._heartbeat = Heartbeat(runtime.settings, claim, self._output)
-        self._log = log.bind(job=claim.job_id, cycle=claim.cycle_index, attempt=claim.attempt_number)
 
     def run(self) -> str:
         """Carry the attempt through; when this returns no process of it is left. Gives its outcome."""
-        self._log.info("attempt_began", fence=self._claim.fence)
+        log.info("attempt_began", fence=self._claim.fence)
         artifacts: tuple[StoredFile, ...] = ()
         result: TrainerResult | None = None
         try:
@@ -106,7 +105,7 @@ class Supervisor:
             self._inputs.release()
         if verdict.code == "disk_full":
             self._runtime.disk.rest(self._settings)
-        self._log.info("attempt_ended", outcome=outcome, code=verdict.code or None)
+        log.info("attempt_ended", outcome=outcome, code=verdict.code or None)
         return outcome
 
     def _prepare(self) -> Verdict | None:
@@ -153,7 +152,7 @@ class Supervisor:
             return Verdict("crashed", "crashed", f"The trainer could not be started: {error.strerror}.")
         try:
             self._lock.name_trainer(trainer.pid)
-            self._log.info("trainer_started", pid=trainer.pid)
+            log.info("trainer_started", pid=trainer.pid)
             verdict = self._watch(trainer)
         except OSError as error:
             verdict = _verdict_of(error)
@@ -218,7 +217,7 @@ class Supervisor:
     def _end(self, trainer: Trainer) -> None:
         """End the trainer's group, however long it takes: nothing may be recorded or claimed before."""
         while not trainer.stop(grace_s=self._settings.kill_grace_s):
-            self._log.error("trainer_does_not_die", pid=trainer.pid)
+            log.error("trainer_does_not_die", pid=trainer.pid)
             time.sleep(NOT_GONE_PATIENCE_S)
 
     def _judge(self, trainer: Trainer) -> Verdict:
@@ -274,19 +273,19 @@ class Supervisor:
                 return "stale"
             except CycleFailed as error:
                 verdict = _verdict_of(error)
-                self._log.error("result_refused", error=error.message)
+                log.error("result_refused", error=error.message)
                 recording = self._recording(verdict, (), None)
             except DatabaseRefused as error:
                 if verdict.code == "internal_error":
                     raise
-                self._log.error("record_refused", kind=error.fields["kind"])
+                log.error("record_refused", kind=error.fields["kind"])
                 verdict = Verdict("failed", "internal_error", "The database refused the cycle's results.")
                 recording = self._recording(verdict, (), None)
             except Unavailable:
                 if self._grace.is_over:
-                    self._log.warning("attempt_left_open")
+                    log.warning("attempt_left_open")
                     return "unrecorded"
-                self._log.warning("record_waits_for_database")
+                log.warning("record_waits_for_database")
                 time.sleep(RECORD_PATIENCE_S)
 
     def _recording(

@@ -4,6 +4,7 @@ import structlog
 
 from dmsae.errors import Unavailable
 from dmsae.service.claims import Claim, QueueRules, claim_cycle
+from dmsae.service.logs import attempt_fields
 from dmsae.service.workers import is_draining, register_worker, touch_worker
 from worker.device_lock import hold_device
 from worker.held_keys import held_keys, note_key
@@ -23,9 +24,10 @@ def run_one_cycle(runtime: Runtime, *, celery_task_id: str | None = None) -> str
         claim = _claim(runtime, celery_task_id)
         if claim is None:
             return None
-        outcome = Supervisor(runtime, claim, lock).run()
-    if outcome == "succeeded" and claim.cache_key is not None:
-        _note_key(runtime, claim.cache_key)
+        with attempt_fields(claim):
+            outcome = Supervisor(runtime, claim, lock).run()
+            if outcome == "succeeded" and claim.cache_key is not None:
+                _note_key(runtime, claim.cache_key)
     return outcome
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import IO, BinaryIO, cast
 
 from worker.processes import group_members, kill_group
+from worker.threads import thread_of
 from worker.trainer_output import TrainerOutput
 
 HUB_ACCESS = (
@@ -100,7 +101,7 @@ def describe_exit(status: int) -> str:
 
 
 def _start_reader(read: Callable[[BinaryIO], None], stream: IO[bytes] | None) -> threading.Thread:
-    thread = threading.Thread(target=read, args=(cast("BinaryIO", stream),), daemon=True)
+    thread = thread_of(read, cast("BinaryIO", stream))
     thread.start()
     return thread
 

@@ -1,5 +1,9 @@
 """No secret reaches a log."""
 
+import json
+import subprocess
+import sys
+
 import pytest
 
 from dmsae.service.logs import HIDDEN, redact
@@ -30,3 +34,31 @@ def test_what_looks_like_a_secret_is_hidden(text: str) -> None:
 )
 def test_everything_else_stays(text: str) -> None:
     assert redact(text) == text
+
+
+def test_lines_of_our_own_and_of_libraries_carry_the_attempt_in_every_thread_and_no_secret() -> None:
+    script = """
+import logging, structlog
+from dmsae.service.logs import attempt_fields, configure_logs
+from dmsae.service.states import Held
+from worker.threads import thread_of
+
+def say() -> None:
+    structlog.get_logger().info("said", url="redis://:s3cr3tvalue@host/0")
+    logging.getLogger("library").warning("password=s3cr3tvalue")
+
+configure_logs("INFO")
+with attempt_fields(Held("job_1", "cyc_1", 2, "att_1", 3, 4, "cpu")):
+    thread = thread_of(say)
+    thread.start()
+    thread.join()
+structlog.get_logger().info("after")
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=60
+    )
+    *said, after = map(json.loads, done.stderr.splitlines())
+    assert [line["event"] for line in said] == ["said", f"password={HIDDEN}"]
+    assert [(line["job"], line["cycle"], line["attempt"]) for line in said] == [("job_1", 2, 3)] * 2
+    assert "job" not in after
+    assert "s3cr3tvalue" not in done.stderr
