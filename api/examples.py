@@ -159,6 +159,7 @@ CYCLE: dict[str, Any] = {
     "output_core_id": "core_019ab2f30b1e7d41b0a3c4d5e6f70812",
     "stored_bytes": 4_890_112,
     "metrics": {"n_candidates": 128, "n_core": 99, "n_new": 99, "explained_variance": 0.74, "l0": 31.9},
+    "code_version": "72c9ec057e44ac21",
 }
 
 CYCLE_LIST: dict[str, Any] = {"items": [CYCLE]}

@@ -202,6 +202,8 @@ class CycleOut(Answer):
     """Size of all that it stored."""
     metrics: dict[str, Any] | None
     """Of the finished cycle."""
+    code_version: str | None
+    """Names the code that finished it: another name, perhaps another result."""
 
     @classmethod
     def of(cls, view: CycleView) -> Self:

@@ -169,7 +169,7 @@ def purge_job(session: Session, job_id: str, *, limit: int) -> bool:
     if _removed(session, delete(Latent).where(Latent.id.in_(latents)).returning(Latent.id)):
         return False
     _remove_cycles(session, job_id, core_ids=list(session.scalars(cores)))
-    return _note(session, job_id, Job.purged_at.is_(None), purged_at=func.now(), config={})
+    return _note(session, job_id, Job.purged_at.is_(None), purged_at=func.now(), config={}, changes=None)
 
 
 def _remove_drops(session: Session, job_id: str, limit: int) -> int:

@@ -13,6 +13,7 @@ from dmsae.service.claims import Claim, claim_cycle
 from dmsae.service.database import Database
 from dmsae.service.jobs import view_job
 from dmsae.service.recording import RetryPolicy, record_crash, record_hand_back
+from dmsae.service.retrying import retry_job
 from dmsae.service.tables import Cycle, Event, Job
 from tests.planting import outcomes, plant_job, plant_worker
 from tests.tiny import save_tiny_model, tiny_config
@@ -177,6 +178,21 @@ def test_hand_backs_never_count_and_an_outage_counts_once_each(line: Line) -> No
     assert error is not None
     assert (error["code"], error["cause"]) == ("attempts_exhausted", "store_unavailable")
     assert "All 3 attempts broke off" in error["message"]
+
+
+def test_a_retry_by_request_goes_on_from_the_checkpoint_of_the_cycle_that_failed(bench: Bench) -> None:
+    bench.runtime.settings = bench.runtime.settings.model_copy(update={"max_attempts": 1})
+    bench.plant(n_steps=10, every=4, die_after=5)
+    assert bench.run() == "crashed"
+    assert bench.error()["code"] == "attempts_exhausted"
+    assert bench.error()["retryable"]
+    bench.database.run(lambda session: retry_job(session, bench.job_id))
+    bench.configure(fake={"n_steps": 10})
+    assert bench.run() == "succeeded"
+    with bench.database.session_scope() as session:
+        resumed = session.scalars(select(Event.data).where(Event.kind == "resumed")).all()
+    assert resumed == [{"step": 4}]
+    assert bench.states() == ("succeeded", ["succeeded"], ["crashed", "succeeded"])
 
 
 # ---- out of memory

@@ -93,6 +93,16 @@ def test_the_examples_of_requests_are_accepted() -> None:
     assert UploadRequest.model_validate(examples.UPLOAD_REQUEST).filename == "pile.jsonl.zst"
 
 
+def test_every_post_takes_an_idempotency_key(document: dict[str, Any]) -> None:
+    posts = {path: calls["post"] for path, calls in document["paths"].items() if "post" in calls}
+    takes = {
+        path
+        for path, call in posts.items()
+        if ("header", "Idempotency-Key") in [(given["in"], given["name"]) for given in call["parameters"]]
+    }
+    assert takes == posts.keys()
+
+
 def test_every_call_of_the_design_is_there(document: dict[str, Any]) -> None:
     calls = {f"{method.upper()} {path}" for path, methods in document["paths"].items() for method in methods}
     job = "/jobs/{job_id}"
