@@ -15,7 +15,7 @@ from dmsae.service.progress import JobView, view_jobs
 from dmsae.service.queue_control import set_rank
 from dmsae.service.requests import JobChanges
 from dmsae.service.states import lock_job
-from dmsae.service.tables import Artifact, Attempt, Cycle, Event, Job, Owner
+from dmsae.service.tables import HAS_TAGS, Artifact, Attempt, Cycle, Event, Job, Owner
 
 
 @dataclass(frozen=True)
@@ -226,7 +226,7 @@ def _conditions(wanted: JobFilter) -> list[ColumnElement[bool]]:
         owner_id = select(Owner.id).where(Owner.name == wanted.owner).scalar_subquery()
         conditions.append(Job.owner_id == owner_id)
     if wanted.tag is not None:
-        conditions.append(Job.tags.contains([wanted.tag]))
+        conditions += [Job.tags.contains([wanted.tag]), HAS_TAGS]
     if wanted.text is not None:
         texts = (Job.name, Job.notes)
         conditions.append(or_(*(text.icontains(wanted.text, autoescape=True) for text in texts)))

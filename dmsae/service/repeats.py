@@ -41,7 +41,7 @@ def find_identical(session: Session, digests: Iterable[str | None]) -> dict[str,
     )
     query = (
         select(Job.config_digest, Job.id)
-        .where(Job.config_digest.in_(wanted), IS_REPEATABLE, ~other_code.exists())
+        .where(Job.config_digest.in_(wanted), Job.state == "succeeded", IS_REPEATABLE, ~other_code.exists())
         .order_by(Job.finished_at, Job.id)
     )
     return {str(row.config_digest): row.id for row in session.execute(query)}

@@ -27,6 +27,7 @@ __all__ = [
     "CYCLE_STATES",
     "FENCES",
     "FINAL_JOB_STATES",
+    "HAS_TAGS",
     "IS_CLAIMABLE",
     "IS_UNCLEARED",
     "IS_UNPURGED",
@@ -72,7 +73,8 @@ CLAIM_INDEXES = {
 }
 """What `claim_cycle` walks along, to find the best cycle of an owner without looking at the others."""
 IS_UNPURGED = text("deleted_at IS NOT NULL AND purged_at IS NULL")
-IS_REPEATABLE = text("state = 'succeeded' AND deleted_at IS NULL")
+IS_REPEATABLE = text("deleted_at IS NULL")
+HAS_TAGS = text("tags <> '{}'")
 IS_UNCLEARED = text("outcome <> 'succeeded' AND cleared_at IS NULL")
 
 
@@ -136,7 +138,7 @@ class Job(Table):
         Index("ix_jobs_owner_id_created_at", "owner_id", "created_at"),
         Index("ix_jobs_created_at_id", "created_at", "id"),
         Index("ix_jobs_group_id", "group_id", postgresql_where=text("group_id IS NOT NULL")),
-        Index("ix_jobs_tags", "tags", postgresql_using="gin"),
+        Index("ix_jobs_tags", "tags", postgresql_using="gin", postgresql_where=HAS_TAGS),
         Index("ix_jobs_unpurged", "deleted_at", postgresql_where=IS_UNPURGED),
         Index("ix_jobs_repeatable", "config_digest", postgresql_where=IS_REPEATABLE),
     )

@@ -19,14 +19,15 @@ branch_labels = None
 depends_on = None
 
 IS_HIGH = "state = 'queued' AND NOT held AND priority_rank = 0"
+HAS_TAGS = "tags <> '{}'"
 MOSTLY_NULL = {
     "ix_attempts_closed_at": ("attempts", "closed_at"),
     "ix_cycles_input_core_id": ("cycles", "input_core_id"),
     "ix_cycles_output_core_id": ("cycles", "output_core_id"),
     "ix_jobs_group_id": ("jobs", "group_id"),
 }
-CONFIG_BESIDE = "ALTER TABLE jobs SET (toast_tuple_target = 256)"
-CONFIG_WITHIN = "ALTER TABLE jobs RESET (toast_tuple_target)"
+CONFIG_BESIDE = "ALTER TABLE jobs SET (toast_tuple_target = 256, fillfactor = 80)"
+CONFIG_WITHIN = "ALTER TABLE jobs RESET (toast_tuple_target, fillfactor)"
 
 OWNER_SHARES = """
 CREATE OR REPLACE FUNCTION owner_shares(
@@ -50,6 +51,34 @@ LANGUAGE sql STABLE AS $$
     GROUP BY used.owner_id
 $$
 """
+
+SETTLE_ATTEMPT = """
+CREATE OR REPLACE FUNCTION settle_attempt() RETURNS trigger LANGUAGE plpgsql AS $$
+DECLARE
+    v_begin timestamptz := greatest(least(NEW.opened_at, NEW.closed_at - interval '1 second'),
+        NEW.closed_at - interval '31 days');
+    v_hour timestamptz := date_bin('1 hour', v_begin, '2000-01-01 00:00+00');
+    v_seconds double precision;
+BEGIN
+    WHILE NEW.owner_id IS NOT NULL AND v_hour <= NEW.closed_at LOOP
+        v_seconds := date_part('epoch',
+            least(NEW.closed_at, v_hour + interval '1 hour') - greatest(v_begin, v_hour));
+        INSERT INTO usage_slices AS u (owner_id, began_at, device_s, high_s)
+        VALUES (NEW.owner_id, v_hour, v_seconds, CASE WHEN NEW.priority_rank = 0 THEN v_seconds ELSE 0 END)
+        ON CONFLICT (owner_id, began_at)
+        DO UPDATE SET device_s = u.device_s + excluded.device_s, high_s = u.high_s + excluded.high_s;
+        v_hour := v_hour + interval '1 hour';
+    END LOOP;
+    IF NEW.outcome = 'succeeded' AND NEW.cache_key IS NOT NULL THEN
+        UPDATE workers w SET cache_keys =
+            (array_prepend(NEW.cache_key, array_remove(w.cache_keys, NEW.cache_key)))[1:16]
+        WHERE w.id = NEW.worker_id;
+    END IF;
+    RETURN NULL;
+END
+$$
+"""
+"""An attempt costs the owner that it had when it opened, at the priority that it had then."""
 
 QUEUED = "c.state = 'queued' AND NOT c.held AND c.resource_class = p_resource_class"
 FITS = """AND c.spec_version <= p_spec_version
@@ -280,15 +309,21 @@ def upgrade() -> None:
     for name, (table, column) in MOSTLY_NULL.items():
         op.drop_index(name, table_name=table)
         op.create_index(name, table, [column], postgresql_where=sa.text(f"{column} IS NOT NULL"))
-    for statement in (CONFIG_BESIDE, OWNER_SHARES, CLAIM_CYCLE):
+    op.drop_index("ix_jobs_tags", table_name="jobs")
+    op.create_index(
+        "ix_jobs_tags", "jobs", ["tags"], postgresql_using="gin", postgresql_where=sa.text(HAS_TAGS)
+    )
+    for statement in (CONFIG_BESIDE, OWNER_SHARES, SETTLE_ATTEMPT, CLAIM_CYCLE):
         op.execute(statement)
 
 
 def downgrade() -> None:
     before = runpy.run_path(str(Path(__file__).with_name("0006_claims.py")))
-    for name in ("CLAIM_CYCLE", "OWNER_SHARES"):
+    for name in ("CLAIM_CYCLE", "SETTLE_ATTEMPT", "OWNER_SHARES"):
         op.execute(before[name].replace("CREATE FUNCTION", "CREATE OR REPLACE FUNCTION"))
     op.execute(CONFIG_WITHIN)
+    op.drop_index("ix_jobs_tags", table_name="jobs")
+    op.create_index("ix_jobs_tags", "jobs", ["tags"], postgresql_using="gin")
     for name, (table, column) in MOSTLY_NULL.items():
         op.drop_index(name, table_name=table)
         op.create_index(name, table, [column])

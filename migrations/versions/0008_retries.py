@@ -32,7 +32,7 @@ def upgrade() -> None:
         "ix_jobs_repeatable",
         "jobs",
         ["config_digest"],
-        postgresql_where=sa.text("state = 'succeeded' AND deleted_at IS NULL"),
+        postgresql_where=sa.text("deleted_at IS NULL"),
     )
     counter = sa.Column("n_crashed_attempts", sa.Integer(), server_default="0", nullable=False)
     op.add_column("cycles", counter)

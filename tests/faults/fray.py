@@ -71,7 +71,8 @@ WHERE j.deleted_at IS NOT NULL AND j.state IN ('queued', 'running', 'cancelling'
 """
 """What no moment may show, told from one snapshot."""
 
-POLICY = RetryPolicy(max_attempts=4, backoff_s=0)
+PATIENT = RetryPolicy(max_attempts=50, backoff_s=0, max_in_all=1000)
+STRICT = RetryPolicy(max_attempts=2, backoff_s=0)
 N_JOBS = 4
 N_WORKERS = 4
 N_ACTORS = 4
@@ -157,12 +158,11 @@ class Fray:
         run = self.database.run
         if is_cancelling:
             return run(lambda s: record_cancelled(s, claim, confirmed_by="supervisor"))
-        ends = ("success", "crash", "hand_back", "failure", "memory")
+        ends = ("success", "crashed", "hand_back", "failure", "out_of_memory")
         match chance.choices(ends, (6, 2, 2, 0.7, 0.5))[0]:
-            case "crash":
-                return run(lambda s: record_crash(s, claim, code="crashed", message="x", policy=POLICY))
-            case "memory":
-                return run(lambda s: record_crash(s, claim, code="out_of_memory", message="x", policy=POLICY))
+            case "crashed" | "out_of_memory" as code:
+                policy = chance.choice((PATIENT, STRICT))
+                return run(lambda s: record_crash(s, claim, code=code, message="x", policy=policy))
             case "hand_back":
                 return run(lambda s: record_hand_back(s, claim, reason="x"))
             case "failure":
@@ -218,7 +218,7 @@ class Fray:
     def expire(self, chance: random.Random) -> None:
         for expired in self.database.run(find_expired):
             if chance.random() < 0.3:
-                outcome = self.database.run(lambda s, e=expired: close_expired(s, e, policy=POLICY))
+                outcome = self.database.run(lambda s, e=expired: close_expired(s, e, policy=PATIENT))
                 self.told[f"expired {outcome}"] += 1
         for job_id in self.database.run(find_cancelling):
             self.database.run(lambda s, job_id=job_id: finish_cancelling(s, job_id))
@@ -242,7 +242,7 @@ class Fray:
             lambda s, claim: renew(s, claim, lease_s=LEASE_S, report=Report()),
             lambda s, claim: renew(s, claim, lease_s=LEASE_S, report=report),
             lambda s, claim: record_failure(s, claim, code="non_finite", message="stale"),
-            lambda s, claim: record_crash(s, claim, code="crashed", message="stale", policy=POLICY),
+            lambda s, claim: record_crash(s, claim, code="crashed", message="stale", policy=PATIENT),
             lambda s, claim: record_hand_back(s, claim, reason="stale"),
             lambda s, claim: record_cancelled(s, claim, confirmed_by="supervisor"),
         ]
