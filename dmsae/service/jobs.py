@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, NamedTuple
 
-from sqlalchemy import BigInteger, ColumnElement, cast, func, or_, select, tuple_
+from sqlalchemy import BigInteger, ColumnElement, and_, cast, func, or_, select, tuple_
 from sqlalchemy.orm import Session
 
 from dmsae.errors import BadRequest, Deleted, Forbidden, NotFound
@@ -226,7 +226,7 @@ def _conditions(wanted: JobFilter) -> list[ColumnElement[bool]]:
         owner_id = select(Owner.id).where(Owner.name == wanted.owner).scalar_subquery()
         conditions.append(Job.owner_id == owner_id)
     if wanted.tag is not None:
-        conditions += [Job.tags.contains([wanted.tag]), HAS_TAGS]
+        conditions.append(and_(HAS_TAGS, Job.tags.contains([wanted.tag])))
     if wanted.text is not None:
         texts = (Job.name, Job.notes)
         conditions.append(or_(*(text.icontains(wanted.text, autoescape=True) for text in texts)))
