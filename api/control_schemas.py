@@ -83,8 +83,8 @@ class KeyMadeOut(KeyOut):
 
     model_config = example_of(KEY_MADE)
 
-    key: str
-    """The key itself, shown now and never again: only its hash is stored."""
+    key: str | None
+    """The key itself, shown now and never again: only its hash is stored. Null where the answer is repeated."""
 
 
 class KeyList(Answer):

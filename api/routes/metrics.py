@@ -20,6 +20,7 @@ dmsae_queued_cycles{resource_class="gpu",priority="normal"} 3.0
     "/metrics",
     response_class=PlainTextResponse,
     responses={200: {"content": {"text/plain": {"example": EXAMPLE}}}},
+    openapi_extra={"security": [{}]},  # beside a key's: none is needed from a trusted network
 )
 async def read_metrics(metrics: MetricsOf) -> Response:
     """Tell all numbers in Prometheus's text format; while Postgres is away, those of this process."""
