@@ -84,7 +84,7 @@ class KeyMadeOut(KeyOut):
     model_config = example_of(KEY_MADE)
 
     key: str | None
-    """The key itself, shown now and never again: only its hash is stored. Null where the answer is repeated."""
+    """The key itself, shown now and never again: only its hash is stored. Null in a repeated answer."""
 
 
 class KeyList(Answer):
