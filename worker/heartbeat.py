@@ -5,6 +5,7 @@ or the job is being cancelled.
 """
 
 import threading
+from collections.abc import Callable
 from types import TracebackType
 from typing import Self
 
@@ -20,12 +21,20 @@ from worker.trainer_output import TrainerOutput
 
 log = structlog.get_logger()
 
+WAIT_S = 0.1
+
 
 class Heartbeat:
-    """Beats while the `with` block runs; `changed` is set whenever there is an answer to act on."""
+    """Beats while the `with` block runs; `changed` is set whenever there is an answer to act on.
 
-    def __init__(self, settings: Settings, claim: Claim, output: TrainerOutput) -> None:
-        self._settings = settings
+    The block ends once the last beat has: else what it reports would be lost. Where Postgres keeps that beat
+    waiting, `gives_up` says when not to wait any longer.
+    """
+
+    def __init__(
+        self, settings: Settings, claim: Claim, output: TrainerOutput, *, gives_up: Callable[[], bool]
+    ) -> None:
+        self._settings, self._gives_up = settings, gives_up
         self._claim = claim
         self._output = output
         self._stop = threading.Event()
@@ -42,7 +51,8 @@ class Heartbeat:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._stop.set()
-        self._thread.join(self._settings.heartbeat_s + 1)
+        while self._thread.is_alive() and not self._gives_up():
+            self._thread.join(WAIT_S)
 
     def _run(self) -> None:
         url = self._settings.database_url.get_secret_value()

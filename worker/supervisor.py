@@ -6,6 +6,7 @@ transaction. While Postgres is away the record waits for it; a stale attempt rec
 
 import errno
 import shutil
+import signal
 import time
 from dataclasses import dataclass
 
@@ -30,6 +31,7 @@ from worker.device_lock import DeviceLock
 from worker.draining import Grace
 from worker.heartbeat import Heartbeat
 from worker.object_inputs import ObjectInputs
+from worker.oom import count_oom_kills
 from worker.patient_store import PatientStore
 from worker.protocol import DoneMessage, FailedMessage
 from worker.redacting import make_redactor
@@ -85,7 +87,10 @@ class Supervisor:
         self._output = TrainerOutput(redact, on_checkpoint=self._uploads.offer)
         self._inputs = ObjectInputs(runtime.settings.cache_dir, runtime.worker.id)
         self._last_report = Report()
-        self._heartbeat = Heartbeat(runtime.settings, claim, self._output)
+        self._n_oom_kills = 0
+        self._heartbeat = Heartbeat(
+            runtime.settings, claim, self._output, gives_up=lambda: self._grace.is_over
+        )
 
     def run(self) -> str:
         """Carry the attempt through; when this returns no process of it is left. Gives its outcome."""
@@ -140,6 +145,7 @@ class Supervisor:
         if (reason := self._reason_to_stop()) is not None:
             return reason
         arguments = self._folder.arguments(self._claim, self._settings, inputs=self._inputs.folder)
+        self._n_oom_kills = count_oom_kills()
         try:
             trainer = Trainer(
                 [*self._runtime.command, *arguments],
@@ -227,14 +233,20 @@ class Supervisor:
                 return Verdict("succeeded")
             case FailedMessage(code=code, message=message, param=param):
                 known = code if code in FAILURES else "internal_error"
-                may_help = FAILURES[known] or (known == "out_of_memory" and self._claim.n_parts == 1)
-                kind = "crashed" if may_help else "failed"
-                told = self._output.redacted(message)
-                if known == "out_of_memory":
-                    told += " " + self._say_what_fits()
-                return Verdict(kind, known, told, param)
+                return self._failed(known, self._output.redacted(message), param)
         status = trainer.exit_status()
+        if status == -signal.SIGKILL and count_oom_kills() > self._n_oom_kills:
+            told = "The trainer was killed by the kernel: the machine ran out of memory."
+            return self._failed("out_of_memory", told, None)
         return Verdict("crashed", "crashed", describe_exit(0 if status is None else status))
+
+    def _failed(self, code: str, told: str, param: str | None) -> Verdict:
+        """Say whether a failure is tried again: what others may do better, and memory once, in parts."""
+        may_help = FAILURES[code]
+        if code == "out_of_memory":
+            may_help = self._claim.n_parts == 1
+            told += " " + self._say_what_fits()
+        return Verdict("crashed" if may_help else "failed", code, told, param)
 
     def _say_what_fits(self) -> str:
         settings, memory_bytes = self._settings, self._runtime.worker.memory_bytes

@@ -5,59 +5,24 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import NamedTuple
 
-import httpx
 import pytest
 import redis
 
 from dmsae.service.queue import WakeUps, class_queue, make_celery, ping_broker
 from dmsae.service.settings import settings_from
 from tests.conftest import RunningServices
-from tests.faults.conftest import lasting_crew
 from tests.faults.crew import IS_FULL, ROOT, Crew
-from tests.serving import served
+from tests.faults.staff import SOON_S, Staff, staffed
 
 AWAY_S = 120.0 if IS_FULL else 6.0
-SOON_S = 20.0
-"""What seconds late means, on a machine that does other things too."""
-DEVICES = ("cpu:0", "cpu:1")
 IN_FULL = pytest.mark.skipif(not IS_FULL, reason="in `make faults`; tests/unit/test_idle.py has its rules")
-
-
-class Staff(NamedTuple):
-    """Two workers, a sweeper, and an API that takes jobs for them."""
-
-    crew: Crew
-    workers: list[subprocess.Popen[bytes]]
-    api: httpx.Client
-    broker: redis.Redis
-
-    def post(self) -> str:
-        """Submit a distillation of three cycles, which is taken whatever happens to Redis."""
-        answer = self.api.post("/distillations", json={"preset": "demo"})
-        assert answer.status_code == 202, answer.text
-        return str(answer.json()["id"])
-
-    def assert_ran_once(self, jobs: list[str], *, n_cycles: int, seconds: float) -> None:
-        for job_id in jobs:
-            self.crew.wait_until(job_id, "succeeded", seconds=seconds)
-            assert self.crew.outcomes(job_id) == ["succeeded"] * n_cycles
-        assert [worker.poll() for worker in self.workers] == [None] * len(self.workers)
 
 
 @pytest.fixture(scope="module")
 def staff(services: RunningServices, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Staff]:
-    folder = tmp_path_factory.mktemp("crew")
-    with lasting_crew(Crew, services, folder, env={}) as crew:
-        crew.start_sweeper()
-        workers = [crew.start_worker(device) for device in DEVICES]
-        settings = settings_from(crew.env)
-        with (
-            served(settings) as api,
-            redis.Redis.from_url(settings.broker_url.get_secret_value()) as broker,
-        ):
-            yield Staff(crew, workers, api, broker)
+    with staffed(services, tmp_path_factory.mktemp("crew")) as staff:
+        yield staff
 
 
 @contextmanager
@@ -70,32 +35,28 @@ def away(services: RunningServices) -> Iterator[None]:
 
 
 def test_cycles_queued_before_a_flushall_in_the_middle_of_others_run_once(staff: Staff) -> None:
-    jobs = [staff.crew.plant(n_cycles=2, seconds=1.5) for _ in range(4)]
-    for device in DEVICES:
-        staff.crew.wait_for_trainer(device)
+    jobs = staff.train(1.5, 1.5, 1.5, 1.5, n_cycles=2)
     posted = staff.post()
     assert staff.broker.llen(class_queue("cpu")) > 0
     staff.broker.flushall()
     assert staff.broker.dbsize() == 0
-    staff.assert_ran_once(jobs, n_cycles=2, seconds=SOON_S)
-    staff.assert_ran_once([posted], n_cycles=3, seconds=SOON_S)
+    staff.assert_ran_once(jobs, n_cycles=2)
+    staff.assert_ran_once([posted], n_cycles=3)
     assert set(staff.crew.count("begin").values()) == {1}
 
 
 def test_workers_take_work_again_after_three_restarts_within_seconds(
     staff: Staff, services: RunningServices
 ) -> None:
-    jobs, pids = [staff.crew.plant(n_cycles=2, seconds=2.0) for _ in DEVICES], set()
-    for device in DEVICES:
-        staff.crew.wait_for_trainer(device)
+    jobs, pids = staff.train(2.0, 2.0, n_cycles=2), set()
     for _ in range(3):
         services.valkey.restart()
         pids.add(services.valkey.pid)
         jobs.append(staff.crew.plant())
         time.sleep(0.7)
     assert len(pids) == 3
-    staff.assert_ran_once(jobs[:2], n_cycles=2, seconds=SOON_S)
-    staff.assert_ran_once([*jobs[2:], staff.crew.plant()], n_cycles=1, seconds=SOON_S)
+    staff.assert_ran_once(jobs[:2], n_cycles=2)
+    staff.assert_ran_once([*jobs[2:], staff.crew.plant()])
 
 
 @pytest.mark.timeout(120 + 2 * AWAY_S)
@@ -113,8 +74,8 @@ def test_jobs_are_taken_while_the_broker_is_away_and_run_seconds_after_it_came_b
         assert "wake_up_failed" in staff.crew.log("sweeper")
         assert [worker.poll() for worker in staff.workers] == [None, None]
     begun = time.monotonic()
-    staff.assert_ran_once([running], n_cycles=2, seconds=SOON_S)
-    staff.assert_ran_once([posted], n_cycles=3, seconds=SOON_S)
+    staff.assert_ran_once([running], n_cycles=2)
+    staff.assert_ran_once([posted], n_cycles=3)
     assert time.monotonic() - begun < SOON_S
 
 
@@ -126,13 +87,13 @@ def test_while_the_broker_is_full_jobs_are_taken_and_run(staff: Staff) -> None:
         jobs = [staff.crew.plant(n_cycles=2) for _ in range(2)]
         posted = staff.post()
         staff.assert_ran_once(jobs, n_cycles=2, seconds=2 * SOON_S)
-        staff.assert_ran_once([posted], n_cycles=3, seconds=SOON_S)
+        staff.assert_ran_once([posted], n_cycles=3)
         with pytest.raises(redis.exceptions.OutOfMemoryError):
             staff.broker.set("one", "more")
         assert "broker_takes_nothing" in staff.crew.log("worker-cpu-0")
     finally:
         staff.broker.config_set("maxmemory", "0")
-    staff.assert_ran_once([staff.crew.plant(), staff.crew.plant()], n_cycles=1, seconds=SOON_S)
+    staff.assert_ran_once([staff.crew.plant(), staff.crew.plant()])
 
 
 def test_a_frozen_broker_holds_up_neither_senders_nor_training(
@@ -151,7 +112,7 @@ def test_a_frozen_broker_holds_up_neither_senders_nor_training(
     finally:
         services.valkey.resume()
     assert wake_ups.send_wake_up("cpu")
-    staff.assert_ran_once([staff.crew.plant()], n_cycles=1, seconds=SOON_S)
+    staff.assert_ran_once([staff.crew.plant()])
 
 
 @IN_FULL
