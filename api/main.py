@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager
 from fastapi import Depends, FastAPI
 
 from api.dependencies import Parts, refuse_unknown_query
+from api.document import DocumentedApi
 from api.errors import PROBLEMS, add_error_handlers
 from api.idempotency import add_replays
 from api.limits import RequestLimits
@@ -40,7 +41,7 @@ def create_app(settings: Settings) -> FastAPI:
         app.state.metrics.numbers.close()
         parts.store.close()
 
-    app = FastAPI(
+    app = DocumentedApi(
         title="DMSAE",
         version="0.1.0",
         description=DESCRIPTION,
