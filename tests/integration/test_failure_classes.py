@@ -18,6 +18,7 @@ from dmsae.service.tables import Cycle, Event, Job
 from tests.planting import outcomes, plant_job, plant_worker
 from tests.tiny import save_tiny_model, tiny_config
 from tests.worker_bench import Bench
+from worker.oom import count_oom_kills
 from worker.runtime import TRAINER_COMMAND
 
 OUT_OF_MEMORY_UNLESS_IN_PARTS = """
@@ -215,6 +216,28 @@ def test_out_of_memory_is_tried_once_in_parts_whatever_broke_off_before(line: Li
         job = session.get_one(Job, line.job_id)
         assert job.error is not None
         assert (job.state, job.error["code"]) == ("failed", "out_of_memory")
+
+
+def test_a_trainer_that_the_kernel_killed_for_memory_is_tried_in_parts(
+    bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counts = iter([7, 8, 8])
+    monkeypatch.setattr("worker.supervisor.count_oom_kills", lambda: next(counts))
+    bench.plant("crash", once=str(tmp_path / "once"))
+    assert [bench.run(), bench.run()] == ["crashed", "succeeded"]
+    with bench.database.session_scope() as session:
+        told = session.scalars(select(Event.data).where(Event.kind == "attempt_crashed")).all()
+        parts = session.scalars(select(Event.data).where(Event.kind == "computed_in_parts")).all()
+    assert told == [{"code": "out_of_memory", "next": "computed_in_parts"}]
+    assert parts == [{"n_parts": 2}]
+
+
+def test_the_kernels_counts_are_read_where_there_are_any(tmp_path: Path) -> None:
+    (tmp_path / "vmstat").write_text("nr_free_pages 5\noom_kill 3\nthp_fault_alloc 9\n")
+    (tmp_path / "memory.events").write_text("low 0\noom 4\noom_kill 2\noom_group_kill 1\n")
+    (tmp_path / "other").write_text("oom_kill many\n")
+    names = ("vmstat", "memory.events", "other", "none")
+    assert count_oom_kills([tmp_path / name for name in names]) == 5
 
 
 def test_a_real_trainer_that_ran_out_of_memory_succeeds_in_parts_and_says_so(
