@@ -30,8 +30,8 @@ class FreshNumbers:
         self._asked_at = self._answered_at = -LIFE_S
         self._numbers: QueueNumbers | None = None
 
-    def read(self, *, patience_s: float = PATIENCE_S) -> QueueNumbers | None:
-        """Give the numbers; None if the database does not answer within so many seconds of being asked."""
+    def read(self) -> QueueNumbers | None:
+        """Give the numbers; None if the database does not answer within `PATIENCE_S` of being asked."""
         with self._lock:
             if time.monotonic() - self._answered_at < LIFE_S:
                 return self._numbers
@@ -40,7 +40,7 @@ class FreshNumbers:
                 self._thread = threading.Thread(target=self._ask, name="metrics", daemon=True)
                 self._thread.start()
             thread = self._thread
-        thread.join(max(0.0, self._asked_at + patience_s - time.monotonic()))
+        thread.join(max(0.0, self._asked_at + PATIENCE_S - time.monotonic()))
         return None if thread.is_alive() else self._numbers
 
     def close(self) -> None:
