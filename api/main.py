@@ -15,7 +15,20 @@ from api.idempotency import add_replays
 from api.limits import RequestLimits
 from api.metrics import Metrics
 from api.request_metrics import RequestMetrics
-from api.routes import admin, distillations, groups, health, jobs, keys, metrics, queue, trainings, uploads
+from api.routes import (
+    admin,
+    distillations,
+    groups,
+    health,
+    jobs,
+    keys,
+    latents,
+    metrics,
+    published_cores,
+    queue,
+    trainings,
+    uploads,
+)
 from api.security import identify_caller
 from dmsae.service.database import Database
 from dmsae.service.objects import ObjectStore
@@ -57,7 +70,8 @@ def create_app(settings: Settings) -> FastAPI:
     app.add_middleware(RequestMetrics, metrics=app.state.metrics)
     add_error_handlers(app)
     add_replays(app)
-    for module in (distillations, trainings, groups, jobs, queue, uploads, keys, admin):
+    readers = (latents, published_cores)
+    for module in (distillations, trainings, groups, jobs, queue, uploads, keys, admin, *readers):
         app.include_router(module.router, dependencies=[Depends(identify_caller)], responses=PROBLEMS)
     app.include_router(health.router)
     app.include_router(metrics.router, responses=PROBLEMS)

@@ -182,11 +182,26 @@ class NoCore(Section):
     """Take `n_matched` from the core that this cycle selected."""
 
 
+CORE_NAME = "[A-Za-z0-9][A-Za-z0-9._-]{0,63}/[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
+"""Of a published core, as a pattern, without its version."""
+PublishedName = Annotated[str, Field(pattern=f"^{CORE_NAME}@[1-9][0-9]{{0,8}}$")]
+"""Name and version of a published core, such as `lab/gemma-2-2b-l12@3`."""
+
+
 class SelectedCore(Section):
     """The core that a cycle selected."""
 
     kind: Literal["selected"]
     cycle: CycleRef
+    published_as: PublishedName | None = None
+    """The name by which it was asked for; filled in by the service."""
+
+
+class PublishedCore(Section):
+    """A published core, by its name: resolved as that which its cycle selected."""
+
+    kind: Literal["published"]
+    name: PublishedName
 
 
 class FilteredCore(Section):
@@ -233,3 +248,16 @@ CoreSource = Annotated[
     NoCore | SelectedCore | FilteredCore | RandomDirections | RandomLatents | FrequentCore | EnergyCore,
     Field(discriminator="kind"),
 ]
+
+RequestedCore = Annotated[
+    NoCore
+    | SelectedCore
+    | PublishedCore
+    | FilteredCore
+    | RandomDirections
+    | RandomLatents
+    | FrequentCore
+    | EnergyCore,
+    Field(discriminator="kind"),
+]
+"""What a request may name; a resolved config names the cycle in the place of a published core."""

@@ -14,9 +14,19 @@ from dmsae.config import SPLIT_SALT, CoreTrainingConfig
 from dmsae.errors import Deleted, FieldProblem, InvalidConfig, NotFound
 from dmsae.service.jobs import find_job
 from dmsae.service.known_models import ModelFacts
+from dmsae.service.publishing import find_core
 from dmsae.service.requests import shown
 from dmsae.service.tables import FINAL_JOB_STATES, Core, CoreLatent, Cycle, Job
-from dmsae.sources import CoreSource, CycleRef, FilteredCore, NoCore, RandomLatents
+from dmsae.sources import (
+    CoreSource,
+    CycleRef,
+    FilteredCore,
+    NoCore,
+    PublishedCore,
+    RandomLatents,
+    RequestedCore,
+    SelectedCore,
+)
 
 NOT_INHERITED = ("n_cycles", "core")
 
@@ -48,6 +58,29 @@ class GivenCore:
         if isinstance(core, NoCore):
             return {**core.model_dump(), "width_of": ref, "n_matched": self.n_selected}
         return {**core.model_dump(), "cycle": ref}
+
+
+def find_named(session: Session, core: RequestedCore) -> CoreSource:
+    """Give a core by the cycle that selected it, where a request names a published one.
+
+    Raises:
+        InvalidConfig: nothing is published under that name, or the cycle that stands beside it is another.
+    """
+    if isinstance(core, PublishedCore):
+        param, name = "core.name", core.name
+    elif isinstance(core, SelectedCore) and core.published_as is not None:
+        param, name = "core.published_as", core.published_as
+    else:
+        return core
+    try:
+        about = find_core(session, name)
+    except NotFound as error:
+        raise _refusal(param, name, "nothing is published under it", "core_not_found") from error
+    ref = CycleRef(job_id=about.job_id, cycle_index=about.cycle_index)
+    if isinstance(core, SelectedCore) and core.cycle != ref:
+        rule = f"is the core of cycle {ref.cycle_index} of {ref.job_id}: leave it, or core.cycle, out"
+        raise _refusal(param, name, rule, "core_mismatch")
+    return SelectedCore(kind="selected", cycle=ref, published_as=name)
 
 
 def find_given(session: Session, core: CoreSource) -> GivenCore | None:

@@ -14,7 +14,7 @@ from dmsae.config import CoreTrainingConfig, CycleConfig, DistillationConfig
 from dmsae.errors import FieldProblem, InvalidConfig
 from dmsae.service.allowed_paths import check_text_paths
 from dmsae.service.bounds import find_too_large
-from dmsae.service.given_cores import GivenCore, check_fit, find_given
+from dmsae.service.given_cores import GivenCore, check_fit, find_given, find_named
 from dmsae.service.known_models import ModelFacts, find_facts
 from dmsae.service.objects import ObjectStore
 from dmsae.service.requests import (
@@ -85,13 +85,13 @@ def plan_trainings(
         if point.core is None:
             rule = "is required: what the SAE is built around, such as {'kind': 'selected', 'cycle': ...}"
             raise InvalidConfig([FieldProblem("core", None, rule, "missing_field")])
-        given = find_given(session, point.core)
+        core = find_named(session, point.core)
+        given = find_given(session, core)
         settings = overlay(merge_preset(request), point.settings)
         if given is not None:
-            core = given.resolved(point.core)
-            settings = {**overlay(given.inherited(), settings), "core": core}
+            settings = {**overlay(given.inherited(), settings), "core": given.resolved(core)}
         else:
-            settings = {**settings, "core": point.core.model_dump()}
+            settings = {**settings, "core": core.model_dump()}
         config = validate_config(CoreTrainingConfig, settings)
         facts = _check(config, allowed_roots)
         problems = [] if given is None else check_fit(config, given, facts)

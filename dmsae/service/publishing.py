@@ -11,7 +11,7 @@ from datetime import datetime
 from typing import Any, NamedTuple
 
 from sqlalchemy import ColumnElement, Select, func, or_, select, tuple_, update
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import Session, aliased
 
 from dmsae.errors import BadRequest, Conflict, FieldProblem, Forbidden, InvalidConfig, NotFound
 from dmsae.service.events import append_event
@@ -160,14 +160,15 @@ def _next_version(session: Session, name: str, owner_id: str) -> int:
     return (last.published_version or 0) + 1
 
 
-def _query() -> Select[Any]:
+def _query() -> Select[Core, str, int, str, str]:
     cycle_id = func.coalesce(Core.cycle_id, Core.given_cycle_id)
-    publisher = select(Owner.name).where(Owner.id == Core.published_by).scalar_subquery()
+    publisher = aliased(Owner)
     return (
-        select(Core, Cycle.job_id, Cycle.index, Owner.name, publisher)
+        select(Core, Cycle.job_id, Cycle.index, Owner.name, publisher.name)
         .join(Cycle, Cycle.id == cycle_id)
         .join(Job, Job.id == Cycle.job_id)
         .join(Owner, Owner.id == Job.owner_id)
+        .outerjoin(publisher, publisher.id == Core.published_by)
     )
 
 

@@ -25,7 +25,7 @@ from pydantic_core import PydanticCustomError
 from dmsae.config import CoreTrainingConfig, CycleConfig, DistillationConfig
 from dmsae.errors import FieldProblem, InvalidConfig
 from dmsae.presets import PRESETS
-from dmsae.sources import CoreSource, Section
+from dmsae.sources import RequestedCore, Section
 
 MOST_PROBLEMS = 50
 LONGEST_SHOWN = 200
@@ -65,11 +65,10 @@ def _refuse(param: str, rule: str) -> PydanticCustomError:
     return PydanticCustomError("rule", "{rule}", context)
 
 
-def _partial(section: type[BaseModel], name: str) -> type[BaseModel]:
-    """Make a model with the same fields, rules and texts, of which none must be given."""
-    fields: dict[str, Any] = {
-        key: _optional(info, f"{name}{key.title()}") for key, info in section.model_fields.items()
-    }
+def _partial(section: type[BaseModel], name: str, **other: FieldInfo) -> type[BaseModel]:
+    """Make a model with the same fields, rules and texts, none of them required; `other` replace some."""
+    given = {**section.model_fields, **other}
+    fields: dict[str, Any] = {key: _optional(info, f"{name}{key.title()}") for key, info in given.items()}
     return create_model(name, __base__=Partial, __doc__=section.__doc__, **fields)
 
 
@@ -105,11 +104,13 @@ if TYPE_CHECKING:
     class TrainingSettings(Partial):
         """Every setting of a training, none of which must be given."""
 
-        core: CoreSource | None
+        core: RequestedCore | None
 
 else:
     Settings = _partial(DistillationConfig, "Partial")
-    TrainingSettings = _partial(CoreTrainingConfig, "PartialTraining")
+    _core = FieldInfo.from_annotation(RequestedCore)
+    _core.description = CoreTrainingConfig.model_fields["core"].description
+    TrainingSettings = _partial(CoreTrainingConfig, "PartialTraining", core=_core)
 
 
 class Sweep(Partial):
@@ -124,7 +125,7 @@ class Sweep(Partial):
 class TrainingSweep(Sweep):
     """Several values of a setting of trainings."""
 
-    core: list[CoreSource] | None = Field(None, min_length=1, max_length=MOST_JOBS)
+    core: list[RequestedCore] | None = Field(None, min_length=1, max_length=MOST_JOBS)
     """Values of `core`."""
 
 

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 from dmsae.errors import FieldProblem, InvalidConfig
 from dmsae.service.requests import MOST_JOBS, MOST_PROBLEMS, DistillationRequest, JobRequest, merge_preset
-from dmsae.sources import CoreSource
+from dmsae.sources import RequestedCore
 
 SWEPT = {"core": "core", "k": "sae.k", "seed": "seed"}
 """What may be swept -> the setting that it is, the one that changes slowest first."""
@@ -24,7 +24,7 @@ class Point:
     """One job of a request: what sets it apart from the others, and where in the request that stands."""
 
     settings: Mapping[str, Any]
-    core: CoreSource | None = None
+    core: RequestedCore | None = None
     """Of a training."""
     places: Mapping[str, str] | None = None
     """A setting -> its place in the request, where that is another."""

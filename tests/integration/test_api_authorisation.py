@@ -62,6 +62,13 @@ MATRIX: dict[str, Row] = {
     **{f"GET /distillations/{{job_id}}{name}": READ for name in CORE_READS},
     **{f"GET /trainings/{{job_id}}{name}": Row("key", 404) for name in CORE_READS},
     "GET /groups/{group_id}": READ,
+    "GET /latents": READ,
+    "GET /latents/{latent_id}": READ,
+    "GET /latents/{latent_id}/descendants": READ,
+    "GET /cores": READ,
+    "GET /cores/{core_id}": READ,
+    "GET /cores/{lab}/{name}": Row("key", 404),
+    "POST /cores/{core_id}/publish": Row("owner", 200, {"name": "lab/first"}),
     "POST /groups/{group_id}/cancel": OWN,
     "GET /jobs": READ,
     "GET /jobs/{job_id}": READ,
@@ -96,9 +103,16 @@ class Site:
 
     def ask(self, who: str, call: str, *, body: Any = None, **ids: str) -> httpx.Response:
         method, path = call.split()
-        named = {"job_id": self.done, "group_id": self.group, "name": "ada", **ids}
+        named = {"job_id": self.done, "group_id": self.group, "name": "ada", **self.found(), **ids}
         extra = {} if body is None else {"json": body}
         return self.api.request(method, path.format(**named), headers=self.headers[who], **extra)
+
+    def found(self) -> dict[str, str]:
+        """A latent and a core of ada's finished distillation."""
+        select_core = text("SELECT output_core_id FROM cycles WHERE job_id = :job_id AND index = 1")
+        with self.database.session_scope() as session:
+            core_id = session.execute(select_core, {"job_id": self.done}).scalar_one()
+        return {"latent_id": f"{self.done}.0.3", "core_id": core_id, "lab": "lab"}
 
     def fresh_job(self, *, ended: bool) -> str:
         job_id: str = self.ask("own", "POST /distillations", body=DEMO).json()["id"]

@@ -4,7 +4,16 @@ from typing import Any
 
 import pytest
 
-from api import control_schemas, examples, group_schemas, lineage_schemas, schemas, submission_schemas
+from api import (
+    control_schemas,
+    core_schemas,
+    examples,
+    group_schemas,
+    latent_schemas,
+    lineage_schemas,
+    schemas,
+    submission_schemas,
+)
 from api.main import create_app
 from dmsae.service.requests import DistillationRequest, JobChanges, TrainingRequest, UploadRequest
 from dmsae.service.settings import Settings
@@ -34,6 +43,11 @@ ANSWERS = {
     control_schemas.PauseOut: control_schemas.PAUSE,
     control_schemas.OwnerOut: control_schemas.OWNER,
     control_schemas.OwnerList: control_schemas.OWNER_LIST,
+    latent_schemas.LatentList: latent_schemas.LATENT_LIST,
+    latent_schemas.StoryOut: latent_schemas.STORY,
+    latent_schemas.DescendantList: latent_schemas.DESCENDANT_LIST,
+    core_schemas.CoreAboutOut: core_schemas.CORE_ABOUT,
+    core_schemas.CoreList: core_schemas.CORE_LIST,
 }
 
 
@@ -125,6 +139,13 @@ def test_every_call_of_the_design_is_there(document: dict[str, Any]) -> None:
         f"POST {job}/retry",
         *(f"GET {job}/{name}" for name in ("events", "logs", "artifacts")),
         "POST /uploads",
+        "GET /latents",
+        "GET /latents/{latent_id}",
+        "GET /latents/{latent_id}/descendants",
+        "GET /cores",
+        "GET /cores/{core_id}",
+        "GET /cores/{lab}/{name}",
+        "POST /cores/{core_id}/publish",
         "GET /queue",
         "GET /keys",
         "POST /keys",

@@ -1,0 +1,294 @@
+"""Latents and cores over HTTP: a latent's story across jobs, published cores, lists as CSV and Parquet."""
+
+import csv
+import io
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+import pytest
+from pyarrow import parquet
+from sqlalchemy import delete, text, update
+
+from dmsae.errors import DatabaseRefused, Deleted
+from dmsae.service import keys, purging
+from dmsae.service.claims import StoredFile
+from dmsae.service.core_tables import CoreDrop, LatentMatch
+from dmsae.service.database import Database
+from dmsae.service.deleting import delete_job
+from dmsae.service.latent_stories import tell_story
+from dmsae.service.recording import record_success
+from dmsae.service.results import Match, MatchResult
+from dmsae.service.retention import delete_expired, note_expiry
+from dmsae.service.settings import Settings
+from dmsae.service.tables import Artifact, Core, CoreLatent, Job
+from tests.finished import claim_of, finish_cycles
+from tests.planting import plant_worker
+from tests.serving import served
+from tests.training_rows import given_entry, record, submit_distillations, submit_trainings, training_lineage
+
+
+class Lab:
+    """A distillation that finished, and a training around its last core."""
+
+    def __init__(self, database: Database, api: httpx.Client) -> None:
+        self.database, self.api = database, api
+        self.worker_id = database.run(lambda session: plant_worker(session, "cpu"))
+        (source,) = submit_distillations(database)
+        self.source = source.job.id
+        finish_cycles(database, worker_id=self.worker_id)
+
+    def train(self, core: dict[str, Any] | None = None) -> str:
+        """A training that keeps 0.3 and drops 1.20."""
+        (training,) = submit_trainings(
+            self.database, core=core or {"kind": "selected", "cycle": {"job_id": self.source}}
+        )
+        claim = claim_of(self.database, self.worker_id)
+        given = [
+            given_entry(0, f"{self.source}.0.3", parent_core_index=0, sae_index=0, score=0.5, rank=0),
+            given_entry(1, f"{self.source}.1.20", parent_core_index=1, sae_index=1, score=0.4, rank=1),
+        ]
+        lineage = training_lineage(claim, given, kept=[0], new=[7])
+        lineage["dropped"][0] |= {"score": 0.001, "share": 0.0005, "rank": 300}
+        record(self.database, claim, lineage)
+        return training.job.id
+
+    def get(self, path: str, status: int = 200, **query: Any) -> Any:
+        answer = self.api.get(path, params=query)
+        assert answer.status_code == status, answer.text
+        return answer.json()
+
+    def core_of(self, cycle_index: int) -> str:
+        core: str = self.get(f"/distillations/{self.source}/core", cycle_index=cycle_index)["core_id"]
+        return core
+
+    def publish(self, core_id: str, name: str, status: int = 200) -> Any:
+        answer = self.api.post(f"/cores/{core_id}/publish", json={"name": name})
+        assert answer.status_code == status, answer.text
+        return answer.json()
+
+
+@pytest.fixture
+def lab(database: Database, settings: Settings) -> Iterator[Lab]:
+    with served(settings) as api:
+        yield Lab(database, api)
+
+
+def test_a_story_tells_each_selection_and_who_carries_the_latent_on(lab: Lab) -> None:
+    training = lab.train()
+    story = lab.get(f"/latents/{lab.source}.0.3")
+    assert (story["origin_cycle"], story["times_selected"], story["dropped_at"]) == (0, 3, None)
+    assert [entry["cycle_index"] for entry in story["own"]["selections"]] == [0, 1, 2]
+    assert [entry["decoder_cosine"] for entry in story["own"]["selections"]] == [None, 0.9, 0.9]
+    assert story["own"]["selections"][1]["core_id"] == lab.core_of(1)
+    (descendant,) = story["descendants"]
+    assert (descendant["job_id"], descendant["relation"]) == (training, "descended")
+    assert descendant["given"]["score"] == 0.5
+    assert [entry["cycle_index"] for entry in descendant["selections"]] == [0]
+    assert descendant["drops"] == []
+    assert lab.get(f"/latents/{lab.source}.0.3/descendants")["items"] == story["descendants"]
+
+
+def test_a_story_tells_where_a_latent_was_dropped_and_how_it_was_measured_then(lab: Lab) -> None:
+    lab.train()
+    story = lab.get(f"/latents/{lab.source}.1.20")
+    assert story["own"]["drops"] == []
+    measured = {"cycle_index": 0, "score": 0.001, "share": 0.0005, "rank": 300}
+    assert story["descendants"][0]["drops"] == [measured]
+    unmeasured = {"cycle_index": 1, "score": None, "share": None, "rank": None}
+    assert lab.get(f"/latents/{lab.source}.0.5")["own"]["drops"] == [unmeasured]
+
+
+def test_a_latent_that_is_not_there_is_not_found(lab: Lab) -> None:
+    for latent_id in (f"{lab.source}.0.4", "job_none.0.1", "x", f"{lab.source}.0.3.1", "a.b.c"):
+        assert lab.get(f"/latents/{latent_id}", 404)["code"] == "not_found"
+
+
+def test_matches_of_two_chains_stand_in_both_latents_stories_beside_chance(lab: Lab) -> None:
+    chains = [view.job.id for view in submit_distillations(lab.database, chains=2)]
+    for _ in chains:
+        finish_cycles(lab.database, worker_id=lab.worker_id)
+    claim = claim_of(lab.database, lab.worker_id)
+    found = {"a_latent_id": f"{chains[0]}.0.3", "b_latent_id": f"{chains[1]}.1.20"}
+    entry = {**found, "decoder_cosine": 0.9, "firing_correlation": 0.6}
+    pair = {"a": 0, "b": 1, "matches": [entry, {"a_index": 1}], "best_cosine_random": 0.2, "best_cosine": 0.4}
+    told = {"cores": ["a", "b"], "n_latents": [2, 2], "decoder_cosine": 0.7, "firing_correlation": 0.5}
+    match = Match(**told, pairs=[pair], reproduced=[[], []], share_reproduced=[0.5, 0.5])
+    file = StoredFile("match.json", f"{claim.object_prefix}match.json", 9, "0" * 64)
+    result = MatchResult({}, match)
+    lab.database.run(lambda session: record_success(session, claim, artifacts=(file,), result=result))
+    for one, other in (found.values(), reversed(found.values())):
+        story = lab.get(f"/latents/{one}")
+        (matched,) = story["matches"]
+        assert (matched["latent_id"], matched["relation"]) == (other, "matched")
+        assert (matched["decoder_cosine"], matched["best_cosine_random"]) == (0.9, 0.2)
+        assert matched["match_job_id"] == claim.job_id
+        assert story["descendants"] == []
+    with lab.database.session_scope() as session:
+        for job_id in (claim.job_id, *chains):
+            delete_job(session, job_id, owner_id=None)
+        session.execute(delete(Artifact))
+        session.execute(text("UPDATE attempts SET closed_at = now() - interval '3 days'"))
+        session.execute(update(Job).where(Job.deleted_at.is_not(None)).values(cleared_at=text("now()")))
+    for job_id in chains:
+        while not lab.database.run(lambda session: purging.purge_job(session, job_id, limit=2)):  # noqa: B023
+            pass
+    with lab.database.session_scope() as session:
+        assert session.query(LatentMatch).count() == 0
+        assert {drop.cycle_id for drop in session.query(CoreDrop)} != set()
+
+
+def test_a_deleted_jobs_latents_have_a_story_as_long_as_another_job_carries_them(lab: Lab) -> None:
+    training = lab.train()
+    for job_id in (lab.source, training):
+        lab.database.run(lambda session: delete_job(session, job_id, owner_id=None))  # noqa: B023
+        if job_id == lab.source:
+            story = lab.get(f"/latents/{lab.source}.0.3")
+            assert story["own"]["deleted_at"] is not None
+            assert [path["job_id"] for path in story["descendants"]] == [training]
+            assert {item["origin_job_id"] for item in lab.get("/latents")["items"]} == {training}
+            assert len(lab.get("/latents", job_id=training)["items"]) == 3
+    assert lab.get(f"/latents/{lab.source}.0.3", 404)["code"] == "deleted"
+    assert lab.get("/latents")["items"] == []
+    with lab.database.session_scope() as session, pytest.raises(Deleted):
+        tell_story(session, f"{lab.source}.0.3")
+
+
+def test_latents_are_listed_by_job_and_in_an_order(lab: Lab) -> None:
+    training = lab.train()
+    found = lab.get("/latents", order="times_selected", min_times_selected=2)
+    assert [
+        (item["latent_id"].removeprefix(lab.source), item["times_selected"]) for item in found["items"]
+    ] == [
+        (".0.3", 3),
+        (".1.20", 2),
+        (".0.8", 2),
+    ]
+    held = lab.get("/latents", job_id=training, order="oldest")["items"]
+    assert [item["latent_id"] for item in held] == [
+        f"{lab.source}.0.3",
+        f"{lab.source}.1.20",
+        f"{training}.0.7",
+    ]
+    page = lab.get("/latents", limit=1)
+    refused = lab.api.get("/latents", params={"cursor": page["next_cursor"], "order": "oldest"})
+    assert (refused.status_code, refused.json()["param"]) == (400, "cursor")
+    assert lab.get("/latents", 422, origin_cycle=1)["param"] == "origin_cycle"
+    assert lab.get("/latents", 404, job_id="job_none")["code"] == "not_found"
+
+
+def test_csv_and_parquet_hold_what_json_tells(lab: Lab) -> None:
+    training = lab.train()
+    for path in ("/latents", f"/distillations/{lab.source}/core", f"/trainings/{training}/core"):
+        told = lab.get(path)["items"]
+        assert as_parquet(lab, path) == told
+        assert as_csv(lab, path) == [{name: as_text(value) for name, value in row.items()} for row in told]
+    places = as_parquet(lab, f"/trainings/{training}/lineage")
+    assert [(row["latent_id"], row["cycle_index"], row["is_given"]) for row in places] == [
+        (f"{lab.source}.0.3", 0, True),
+        (f"{lab.source}.0.3", 0, False),
+        (f"{lab.source}.1.20", 0, True),
+        (f"{training}.0.7", 0, False),
+    ]
+    origins = as_parquet(lab, f"/distillations/{lab.source}/origins")
+    matrix = [(row["cycle_index"], row["origin_cycle"], row["n_latents"]) for row in origins]
+    assert matrix == [(0, 0, 3), (1, 0, 2), (1, 1, 1), (2, 0, 1), (2, 1, 1)]
+
+
+def as_parquet(lab: Lab, path: str) -> list[dict[str, Any]]:
+    answer = lab.api.get(path, params={"format": "parquet"})
+    assert answer.headers["content-type"] == "application/vnd.apache.parquet"
+    rows: list[dict[str, Any]] = parquet.read_table(io.BytesIO(answer.content)).to_pylist()
+    return rows
+
+
+def as_csv(lab: Lab, path: str) -> list[dict[str, str]]:
+    answer = lab.api.get(path, params={"format": "csv"})
+    assert answer.headers["content-type"] == "text/csv; charset=utf-8"
+    return list(csv.DictReader(io.StringIO(answer.text)))
+
+
+def as_text(value: Any) -> str:
+    return "" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def test_another_format_or_a_page_of_csv_is_refused(lab: Lab) -> None:
+    problem = lab.get("/latents", 422, format="xml")
+    assert problem["errors"][0]["param"] == "format"
+    assert all(name in problem["errors"][0]["rule"] for name in ("json", "csv", "parquet"))
+    for path in ("/latents", f"/distillations/{lab.source}/core"):
+        assert lab.get(path, 422, format="csv", limit=5)["param"] == "limit"
+    assert lab.get("/distillations/job_none/core", 404, format="csv")["code"] == "not_found"
+
+
+def test_a_name_counts_its_versions_and_stays_with_its_core(lab: Lab) -> None:
+    cores = [lab.core_of(index) for index in range(3)]
+    first = lab.publish(cores[0], "lab/tiny")
+    assert (first["published_as"], first["version"], first["cycle_index"]) == ("lab/tiny@1", 1, 0)
+    assert lab.publish(cores[0], "lab/tiny") == first
+    assert lab.publish(cores[0], "lab/other", 409)["code"] == "conflict"
+    assert lab.publish(cores[1], "lab/tiny")["published_as"] == "lab/tiny@2"
+    assert lab.get("/cores/lab/tiny@1") == lab.get(f"/cores/{cores[0]}") == first
+    assert lab.get("/cores/lab/tiny")["version"] == 2
+    assert lab.get("/cores/lab/tiny@3", 404)["code"] == "not_found"
+    assert [core["version"] for core in lab.get("/cores", name="lab/tiny")["items"]] == [2, 1]
+    assert [core["core_id"] for core in lab.get("/cores", is_published=False)["items"]] == [cores[2]]
+    assert lab.get(f"/latents/{lab.source}.0.3")["own"]["selections"][1]["published_as"] == "lab/tiny@2"
+
+
+def test_a_name_belongs_to_whoever_published_under_it_first(lab: Lab) -> None:
+    lab.publish(lab.core_of(0), "lab/tiny")
+    bob = lab.database.run(lambda session: keys.ensure_owner(session, "bob")).id
+    (other,) = submit_distillations(lab.database)
+    finish_cycles(lab.database, worker_id=lab.worker_id)
+    with lab.database.session_scope() as session:
+        session.execute(update(Job).where(Job.id == other.job.id).values(owner_id=bob))
+    core_id = lab.get(f"/distillations/{other.job.id}/core")["core_id"]
+    key = lab.database.run(lambda session: keys.create_key(session, "bob"))[1]
+    lab.api.headers["Authorization"] = f"Bearer {key}"
+    assert lab.publish(core_id, "lab/tiny", 403)["code"] == "forbidden"
+    assert lab.publish(lab.core_of(1), "lab/mine", 403)["code"] == "forbidden"
+    assert lab.publish(core_id, "lab/mine")["published_by"] == "bob"
+
+
+def test_what_is_published_is_neither_changed_nor_deleted_and_its_job_stays(lab: Lab) -> None:
+    core_id = lab.core_of(1)
+    lab.publish(core_id, "lab/tiny")
+    statements = (
+        update(Core).where(Core.id == core_id).values(n_latents=1),
+        update(Core).where(Core.id == core_id).values(name=None),
+        delete(CoreLatent).where(CoreLatent.core_id == core_id),
+        update(CoreLatent).where(CoreLatent.core_id == core_id).values(score=2.0),
+    )
+    for statement in statements:
+        with pytest.raises(DatabaseRefused), lab.database.session_scope() as session:
+            session.execute(statement)
+    answer = lab.api.delete(f"/jobs/{lab.source}")
+    assert (answer.status_code, "lab/tiny@1" in answer.json()["detail"]) == (409, True)
+    with lab.database.session_scope() as session:
+        session.execute(update(Job).values(finished_at=text("now() - interval '9 days'")))
+        note_expiry(session, default_days=1, limit=10)
+        assert session.get_one(Job, lab.source).expires_at is None
+        session.execute(update(Job).values(expires_at=text("now() - interval '1 day'")))
+        assert delete_expired(session, limit=10) == []
+
+
+def test_a_training_refers_to_a_published_core_by_its_name(lab: Lab) -> None:
+    lab.publish(lab.core_of(2), "lab/tiny")
+    training = lab.train({"kind": "published", "name": "lab/tiny@1"})
+    core = lab.get(f"/trainings/{training}")["config"]["core"]
+    cycle = {"job_id": lab.source, "cycle_index": 2}
+    assert core == {"kind": "selected", "cycle": cycle, "published_as": "lab/tiny@1"}
+    for wrong in (
+        {"kind": "published", "name": "lab/tiny@2"},
+        {"kind": "published", "name": "lab/tiny"},
+        {"kind": "selected", "cycle": {**cycle, "cycle_index": 1}, "published_as": "lab/tiny@1"},
+    ):
+        refused = lab.api.post("/trainings", json={"core": wrong})
+        assert refused.status_code == 422, wrong
+        assert refused.json()["param"] in ("core.name", "core.published_as")
+    given = lab.get("/cores", job_id=training)["items"]
+    assert sorted(core["kind"] for core in given) == ["selected", "selected"]
+    own = lab.get(f"/trainings/{training}/core")["core_id"]
+    (made,) = [core["core_id"] for core in given if core["core_id"] != own]
+    assert lab.publish(made, "lab/given", 409)["code"] == "conflict"
