@@ -7,7 +7,7 @@ import hashlib
 import os
 import re
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -15,11 +15,11 @@ from typing import Any
 from urllib.parse import quote
 
 from boto3.s3.transfer import TransferConfig
-from botocore.exceptions import ClientError
+from botocore.exceptions import BotoCoreError, ClientError
 
 from dmsae.errors import Conflict, NotFound, Unavailable
 from dmsae.service.settings import Settings
-from dmsae.service.store_client import make_client, status_of, translated_errors
+from dmsae.service.store_client import abandon_parts, make_client, status_of, translated_errors
 
 CHUNK_BYTES = 1 << 20
 READ_TIMEOUT_S = 20.0
@@ -151,9 +151,7 @@ class ObjectStore:
         """
         size_bytes, sha256 = _measure(path)
         transfer = ONE_PIECE if is_one_piece else TRANSFER
-        with translated_errors(key):
-            if size_bytes >= transfer.multipart_threshold:
-                self._abandon(key, key=key)
+        with translated_errors(key), self._without_parts(key, size_bytes):
             self._client.upload_file(str(path), self._bucket, key, Config=transfer, Callback=self._check_stop)
             stored_bytes, stored_sha256 = self._measure_stored(key)
         if (stored_bytes, stored_sha256) != (size_bytes, sha256):
@@ -292,7 +290,7 @@ class ObjectStore:
         """
         _require_folder(prefix)
         with translated_errors(prefix):
-            return self._abandon(prefix, older_than_s=older_than_s)
+            return abandon_parts(self._client, self._bucket, prefix, older_than_s=older_than_s)
 
     def close(self) -> None:
         """Close the pooled connections."""
@@ -336,21 +334,19 @@ class ObjectStore:
                 file.write(chunk)
         return md5.hexdigest(), sha256.hexdigest()
 
-    def _abandon(self, prefix: str, *, key: str | None = None, older_than_s: float = 0) -> int:
-        """Abandon uploads in parts of all keys that begin so, or of one alone; give how many."""
-        before = datetime.now(UTC) - timedelta(seconds=older_than_s)
-        n_abandoned = 0
-        pages = self._client.get_paginator("list_multipart_uploads")
-        for page in pages.paginate(Bucket=self._bucket, Prefix=prefix):
-            for upload in page.get("Uploads", []):
-                is_young = older_than_s and upload["Initiated"] > before
-                if is_young or key not in (None, upload["Key"]):
-                    continue
-                self._client.abort_multipart_upload(
-                    Bucket=self._bucket, Key=upload["Key"], UploadId=upload["UploadId"]
-                )
-                n_abandoned += 1
-        return n_abandoned
+    @contextmanager
+    def _without_parts(self, key: str, size_bytes: int) -> Iterator[None]:
+        """Of a file stored in parts, abandon what an earlier try left, and what a broken one leaves."""
+        if size_bytes < TRANSFER.multipart_threshold:
+            yield
+            return
+        abandon_parts(self._client, self._bucket, key, key=key)
+        try:
+            yield
+        except Exception:
+            with suppress(BotoCoreError, ClientError):
+                abandon_parts(self._probe, self._bucket, key, key=key)
+            raise
 
     def _check_stop(self, *_: object, **__: object) -> None:
         """Break off if told to; called by botocore too, before each call and as bytes go by."""

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
 import boto3
@@ -34,6 +35,22 @@ def make_client(settings: Settings, endpoint_url: str, *, read_timeout_s: float,
             retries={"mode": "standard", "total_max_attempts": n_tries},
         ),
     )
+
+
+def abandon_parts(
+    client: "S3Client", bucket: str, prefix: str, *, key: str | None = None, older_than_s: float = 0
+) -> int:
+    """Abandon uploads in parts, begun so long ago, of all keys that begin so or of one; give how many."""
+    before = datetime.now(UTC) - timedelta(seconds=older_than_s)
+    n_abandoned = 0
+    for page in client.get_paginator("list_multipart_uploads").paginate(Bucket=bucket, Prefix=prefix):
+        for upload in page.get("Uploads", []):
+            is_young = older_than_s and upload["Initiated"] > before
+            if is_young or key not in (None, upload["Key"]):
+                continue
+            client.abort_multipart_upload(Bucket=bucket, Key=upload["Key"], UploadId=upload["UploadId"])
+            n_abandoned += 1
+    return n_abandoned
 
 
 @contextmanager

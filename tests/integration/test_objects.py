@@ -136,13 +136,14 @@ from dmsae.service.settings import load_settings
 path = Path(sys.argv[1])
 store = ObjectStore(load_settings())
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-store.put_file("tests/large/a.bin", path)
+stored = store.put_file("tests/large/a.bin", path)
+store.get_file(stored.key, path.with_name("back.bin"), sha256=stored.sha256)
 print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
 store.delete_prefix("tests/large/")
 """
 
 
-def test_a_large_upload_needs_little_memory(stack_env: dict[str, str], tmp_path: Path) -> None:
+def test_a_large_file_needs_little_memory_both_ways(stack_env: dict[str, str], tmp_path: Path) -> None:
     path = tmp_path / "large.bin"
     with path.open("wb") as file:
         file.truncate(300 << 20)
@@ -192,3 +193,41 @@ def test_only_uploads_in_parts_that_began_long_ago_are_abandoned(store: ObjectSt
     assert store.abandon_uploads(prefix, older_than_s=3600) == 0
     assert store.abandon_uploads(prefix, older_than_s=0.1) == 1
     assert store.abandon_uploads(prefix) == 0
+
+
+def test_a_file_that_is_stored_again_leaves_no_parts_of_an_earlier_try(
+    store: ObjectStore, tmp_path: Path
+) -> None:
+    path = tmp_path / "large.bin"
+    path.write_bytes(b"x" * (17 << 20))
+    key = prefix_of(path) + "a"
+    for name in (key, key + "b"):
+        store._client.create_multipart_upload(Bucket=store._bucket, Key=name)
+    store.put_file(key, path)
+    left = store._client.list_multipart_uploads(Bucket=store._bucket, Prefix=prefix_of(path))["Uploads"]
+    assert [upload["Key"] for upload in left] == [key + "b"]
+    assert store.abandon_uploads(prefix_of(path)) == 1
+
+
+def test_what_is_under_way_breaks_off_between_two_pieces_and_leaves_no_parts(
+    store: ObjectStore, tmp_path: Path
+) -> None:
+    path = tmp_path / "large.bin"
+    path.write_bytes(b"x" * (40 << 20))
+    key = prefix_of(path) + "a"
+    stored, n_asked = store.put_file(key + "b", path), 0
+
+    def stops_soon() -> bool:
+        nonlocal n_asked
+        n_asked += 1
+        return n_asked > 20
+
+    with store.broken_off_when(stops_soon), pytest.raises(Unavailable):
+        store.put_file(key, path)
+    assert n_asked < 60
+    n_asked = 0
+    with store.broken_off_when(stops_soon), pytest.raises(Unavailable):
+        store.get_file(stored.key, tmp_path / "back.bin", sha256=stored.sha256)
+    assert [each.name for each in tmp_path.iterdir()] == ["large.bin"]
+    assert store.abandon_uploads(prefix_of(path)) == 0
+    assert store.find(key) is None

@@ -9,7 +9,7 @@ from dmsae.errors import InvalidConfig
 from dmsae.service.settings import Settings
 from worker import draining
 from worker.__main__ import celery_arguments
-from worker.draining import parse_runtime
+from worker.draining import Grace, parse_runtime
 
 
 @pytest.mark.parametrize(
@@ -42,3 +42,14 @@ def test_it_ends_so_early_that_all_is_handed_back_in_time(monkeypatch: pytest.Mo
     late = draining.stop_after(60.0, settings)
     assert late.interval > 30
     late.cancel()
+
+
+def test_a_grace_begins_when_it_is_first_looked_at_after_the_worker_was_told_to_end() -> None:
+    told = threading.Event()
+    grace = Grace(told, 0.2)
+    time.sleep(0.3)
+    assert not grace.is_over
+    told.set()
+    assert not grace.is_over
+    time.sleep(0.3)
+    assert grace.is_over

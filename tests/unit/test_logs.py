@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -62,3 +63,21 @@ structlog.get_logger().info("after")
     assert [(line["job"], line["cycle"], line["attempt"]) for line in said] == [("job_1", 2, 3)] * 2
     assert "job" not in after
     assert "s3cr3tvalue" not in done.stderr
+
+
+FULL_DISK = """
+import structlog
+from dmsae.service.logs import configure_logs
+configure_logs("INFO")
+for n in range(3):
+    structlog.get_logger().info("it_goes_on", n=n)
+print("went on")
+"""
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
+def test_a_full_disk_loses_lines_and_stops_nobody() -> None:
+    with Path("/dev/full").open("w") as full:
+        command = [sys.executable, "-c", FULL_DISK]
+        done = subprocess.run(command, stdout=subprocess.PIPE, stderr=full, text=True, check=True)
+    assert done.stdout == "went on\n"
