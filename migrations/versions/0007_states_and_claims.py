@@ -1,8 +1,8 @@
 """The claim in fewer steps, and rows that change often in fewer indexes.
 
 The order of claims is that of 0006. Owners are asked for their next cycle in the order of their turns, so
-most are not asked at all; what a claim writes is one statement. A config lies beside its job's row, which
-changes with every report of a trainer; a lease lies in no index, so renewing it touches none.
+most are not asked at all; what a claim writes is one statement. A job's row changes with every report of a
+trainer, and finds room on its page; a lease lies in no index, so renewing it touches none.
 """
 
 # ruff: noqa: S608 - no value comes from outside
@@ -26,8 +26,8 @@ MOSTLY_NULL = {
     "ix_cycles_output_core_id": ("cycles", "output_core_id"),
     "ix_jobs_group_id": ("jobs", "group_id"),
 }
-CONFIG_BESIDE = "ALTER TABLE jobs SET (toast_tuple_target = 256, fillfactor = 80)"
-CONFIG_WITHIN = "ALTER TABLE jobs RESET (toast_tuple_target, fillfactor)"
+LEAVE_ROOM = "ALTER TABLE jobs SET (fillfactor = 80)"
+LEAVE_NONE = "ALTER TABLE jobs RESET (fillfactor)"
 
 OWNER_SHARES = """
 CREATE OR REPLACE FUNCTION owner_shares(
@@ -313,7 +313,7 @@ def upgrade() -> None:
     op.create_index(
         "ix_jobs_tags", "jobs", ["tags"], postgresql_using="gin", postgresql_where=sa.text(HAS_TAGS)
     )
-    for statement in (CONFIG_BESIDE, OWNER_SHARES, SETTLE_ATTEMPT, CLAIM_CYCLE):
+    for statement in (LEAVE_ROOM, OWNER_SHARES, SETTLE_ATTEMPT, CLAIM_CYCLE):
         op.execute(statement)
 
 
@@ -321,7 +321,7 @@ def downgrade() -> None:
     before = runpy.run_path(str(Path(__file__).with_name("0006_claims.py")))
     for name in ("CLAIM_CYCLE", "SETTLE_ATTEMPT", "OWNER_SHARES"):
         op.execute(before[name].replace("CREATE FUNCTION", "CREATE OR REPLACE FUNCTION"))
-    op.execute(CONFIG_WITHIN)
+    op.execute(LEAVE_NONE)
     op.drop_index("ix_jobs_tags", table_name="jobs")
     op.create_index("ix_jobs_tags", "jobs", ["tags"], postgresql_using="gin")
     for name, (table, column) in MOSTLY_NULL.items():
