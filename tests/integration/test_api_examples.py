@@ -8,21 +8,24 @@ from typing import Any
 import httpx
 import pytest
 from jsonschema import Draft202012Validator
+from sqlalchemy import select
 
 from api import examples
 from dmsae.service.database import Database
 from dmsae.service.settings import Settings
+from dmsae.service.tables import Cycle
 from tests import hostile
 from tests.conftest import RunningServices
 from tests.finished import finish_cycles
 from tests.serving import fresh_database, served
 
 Document = dict[str, Any]
+Site = tuple[httpx.Client, Document, dict[str, str]]
 
 
 @pytest.fixture(scope="module")
-def site(services: RunningServices) -> Iterator[tuple[httpx.Client, Document, str]]:
-    """An open API, its document, and a finished distillation to stand for the one of the examples."""
+def site(services: RunningServices) -> Iterator[Site]:
+    """An open API, its document, and ids of a finished distillation, its core, a training and a group."""
     fields = {name.removeprefix("DMSAE_").lower(): value for name, value in services.env.items()}
     with fresh_database(services) as database_url, ExitStack() as closing:
         database = Database(database_url, wake_up=str)
@@ -30,7 +33,17 @@ def site(services: RunningServices) -> Iterator[tuple[httpx.Client, Document, st
         api = closing.enter_context(served(Settings(**{**fields, "database_url": database_url})))
         done = api.post("/distillations", json={"preset": "demo"}).json()["id"]
         finish_cycles(database)
-        yield api, api.get("/openapi.json").json(), done
+        around = {"core": {"kind": "selected", "cycle": {"job_id": done}}}
+        with database.session_scope() as session:
+            core_id = session.scalars(select(Cycle.output_core_id).where(Cycle.index == 1)).one()
+        ids = {
+            "done": done,
+            "training": api.post("/trainings", json=around).json()["id"],
+            "core_id": core_id,
+            "group_id": api.post("/distillations", json={"preset": "demo", "chains": 2}).json()["group_id"],
+            "name": "local",
+        }
+        yield api, api.get("/openapi.json").json(), ids
 
 
 def requests_of(document: Document) -> Iterator[tuple[str, str, Any]]:
@@ -56,24 +69,26 @@ def answers_of(document: Document) -> Iterator[tuple[str, Document, Any]]:
                 yield f"{call.name} {status}", schema, value
 
 
-def test_each_example_of_a_request_is_done(site: tuple[httpx.Client, Document, str]) -> None:
-    api, document, done = site
-    around = {"core": {"kind": "selected", "cycle": {"job_id": done}}}
-    training = api.post("/trainings", json=around).json()["id"]
+def test_each_example_of_a_request_is_done(site: Site) -> None:
+    api, document, ids = site
     n_sent = 0
     for method, path, example in requests_of(document):
         if path == "/keys":
             continue  # the open service makes none: see test_api_keys.py
         is_clone = path == "/trainings" and "clone" in example
-        body = json.loads(json.dumps(example).replace(examples.JOB_ID, training if is_clone else done))
+        body = json.loads(
+            json.dumps(example).replace(examples.JOB_ID, ids["training" if is_clone else "done"])
+        )
         job_id = api.post("/distillations", json={"preset": "demo"}).json()["id"]
-        answer = api.request(method, path.format(job_id=job_id, name="local"), json=body)
+        answer = api.request(method, path.format(job_id=job_id, **ids), json=body)
         assert answer.status_code < 300, (method, path, answer.text)
         n_sent += 1
     assert n_sent >= 10
 
 
-def test_each_example_of_an_answer_keeps_to_its_schema(site: tuple[httpx.Client, Document, str]) -> None:
+def test_each_example_of_an_answer_keeps_to_its_schema(
+    site: Site,
+) -> None:
     _, document, _ = site
     n_checked = 0
     for where, schema, example in answers_of(document):
