@@ -7,6 +7,7 @@ text are never called the same.
 import hashlib
 import json
 from collections.abc import Iterable
+from typing import Any
 
 from sqlalchemy import select
 from sqlalchemy.orm import Session
@@ -17,7 +18,7 @@ from dmsae.service.tables import IS_REPEATABLE, Cycle, Job
 
 PINNED_TEXTS = ("builtin", "hub", "objects")
 """Sources of texts that a config names to the bit: by the code, by a commit, by etags."""
-NO_RESULT = ("time_limit_s",)
+NO_RESULT: dict[str, Any] = {"time_limit_s": True, "core": {"published_as": True}}
 """Settings that decide nothing about the result."""
 
 
@@ -25,7 +26,7 @@ def config_digest(config: CycleConfig) -> str | None:
     """Give a digest of all that decides a job's result; None where a file on a worker's disk does too."""
     if config.model.source == "local" or config.data.text.source not in PINNED_TEXTS:
         return None
-    decides = {"spec_version": SPEC_VERSION, **config.model_dump(mode="json", exclude=set(NO_RESULT))}
+    decides = {"spec_version": SPEC_VERSION, **config.model_dump(mode="json", exclude=NO_RESULT)}
     return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()
 
 
