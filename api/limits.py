@@ -132,6 +132,7 @@ def _noted(scope: Scope, send: Send) -> Send:
             MutableHeaders(scope=message)["X-Request-ID"] = scope["request_id"]
             seconds = round(time.monotonic() - began, 3)
             caller = scope.get("caller")
+            made = Headers(raw=message["headers"]).get("location")
             log.info(
                 "request_answered",
                 method=scope["method"],
@@ -140,6 +141,7 @@ def _noted(scope: Scope, send: Send) -> Send:
                 seconds=seconds,
                 owner=caller and caller.name,
                 key_id=caller and caller.key_id,
+                **({} if made is None else {"location": made[:LONGEST_LOGGED]}),
             )
         await send(message)
 

@@ -29,7 +29,6 @@ def close_expired(session: Session, expired: ExpiredLease, *, policy: RetryPolic
     if not is_still_expired(session, expired):
         return None
     count_action(session, "attempt_expired")
-    count_action(session, "attempt_expired")
     return record_crash(session, expired.held, code="lease_expired", message=MESSAGE, policy=policy)
 
 
