@@ -20,6 +20,7 @@ from botocore.exceptions import BotoCoreError, ClientError
 from dmsae.errors import Conflict, NotFound, Unavailable
 from dmsae.service.settings import Settings
 from dmsae.service.store_client import abandon_parts, make_client, status_of, translated_errors
+from dmsae.service.store_clock import StoreClock
 
 CHUNK_BYTES = 1 << 20
 READ_TIMEOUT_S = 20.0
@@ -79,6 +80,9 @@ class ObjectStore:
         self._probe = make_client(settings, str(settings.s3_endpoint_url), read_timeout_s=2, n_tries=1)
         public = settings.s3_public_endpoint_url or settings.s3_endpoint_url
         self._public = make_client(settings, str(public), read_timeout_s=READ_TIMEOUT_S, n_tries=3)
+        clock = StoreClock()
+        for client in (self._client, self._probe, self._public):
+            clock.sign_for(client)
         self._has_stopped: Callable[[], bool] = _never
         self._client.meta.events.register("before-send.s3", self._check_stop)
 
