@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from datetime import timedelta
 from threading import Barrier
 from typing import Any
@@ -12,11 +13,12 @@ from sqlalchemy import func, select, text, update
 
 from dmsae.service import keys
 from dmsae.service.database import Database
-from dmsae.service.idempotency import forget_old
 from dmsae.service.idempotency_tables import IdempotencyKey
+from dmsae.service.objects import ObjectStore
 from dmsae.service.settings import Settings
 from dmsae.service.tables import Job
 from tests.serving import served
+from worker.cleaner import Cleaner
 
 DEMO = {"preset": "demo"}
 KEY = {"Idempotency-Key": "mine-1"}
@@ -115,16 +117,20 @@ def age_keys(database: Database) -> None:
         session.execute(update(IdempotencyKey).values(created_at=long_ago))
 
 
-def test_a_key_is_forgotten_after_a_day(api: httpx.Client, database: Database) -> None:
+def test_a_key_is_forgotten_after_a_day(api: httpx.Client, database: Database, settings: Settings) -> None:
     first = api.post("/distillations", json=DEMO, headers=KEY).json()["id"]
     age_keys(database)
     taken_again = api.post("/distillations", json={**DEMO, "seed": 3}, headers=KEY)
     assert taken_again.status_code == 202
     assert taken_again.json()["id"] != first
-    for n_removed in (0, 1):
-        assert database.run(lambda session: forget_old(session, limit=10)) == n_removed
-        age_keys(database)
-    assert (count(database, IdempotencyKey), count(database, Job)) == (0, 2)
+    with closing(ObjectStore(settings)) as store:
+        cleaner = Cleaner(settings, database, store)
+        for n_left in (1, 0):
+            cleaner.clean()
+            assert count(database, IdempotencyKey) == n_left
+            age_keys(database)
+        cleaner.resign()
+    assert count(database, Job) == 2
 
 
 def test_a_secret_that_is_shown_once_is_not_shown_again_nor_stored(
