@@ -16,6 +16,7 @@ import structlog
 
 from dmsae.errors import DatabaseRefused, Unavailable
 from dmsae.service.queue import ping_broker
+from dmsae.service.tallies import count_action
 from dmsae.service.workers import is_draining, touch_worker
 from worker.alive import note_alive
 from worker.draining import stop_this_worker
@@ -49,6 +50,7 @@ class IdleTimer:
         self._thread = threading.Thread(target=self._run, name="idle", daemon=True)
         self._is_busy = False
         self._heard_at = time.monotonic()
+        self._n_noted = runtime.wake_ups.n_failed
 
     def start(self) -> None:
         """Begin to wake this worker."""
@@ -82,11 +84,20 @@ class IdleTimer:
         run, worker_id = self._runtime.database.run, self._runtime.worker.id
         try:
             run(lambda session: touch_worker(session, worker_id))
+            self._count_failures()
             if not self._runtime.draining.is_set() and run(lambda session: is_draining(session, worker_id)):
                 log.info("worker_drains", worker=worker_id)
                 self._drain()
         except (Unavailable, DatabaseRefused) as error:
             log.warning("worker_not_noted", error=type(error).__name__)
+
+    def _count_failures(self) -> None:
+        """Note in the database how many wake-ups the broker did not take since that was last noted."""
+        n_failed = self._runtime.wake_ups.n_failed
+        n_new = n_failed - self._n_noted
+        if n_new:
+            self._runtime.database.run(lambda session: count_action(session, "wake_up_failed_worker", n_new))
+            self._n_noted = n_failed
 
     def _listen(self) -> None:
         worker = self._runtime.worker

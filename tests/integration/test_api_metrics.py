@@ -31,7 +31,8 @@ from dmsae.service.tallies import count_action
 from tests.finished import finish_cycles
 from tests.planting import plant_job, plant_worker
 from tests.serving import served
-from tests.worker_bench import wait_for
+from tests.worker_bench import bench_of, wait_for
+from worker.idle import IdleTimer
 from worker.sweeper import Sweeper
 
 POLICY = RetryPolicy(max_attempts=3, backoff_s=0.0)
@@ -387,3 +388,16 @@ def test_each_line_of_a_request_says_who_asked_for_which_job_under_which_id(
     assert all(line["owner_id"] == owner_id and "job" not in line for line in submitted)
     assert submitted[-1]["location"].startswith("/jobs/job_")
     assert "owner_id" not in last[0]
+
+
+def test_wake_ups_that_no_broker_took_from_a_worker_are_told_once(
+    api: httpx.Client, settings: Settings, database: Database
+) -> None:
+    no_broker = settings.model_copy(update={"broker_url": SecretStr("redis://127.0.0.1:1/0")})
+    bench = bench_of(no_broker, database)
+    timer = IdleTimer(next(bench).runtime, look=lambda: None)
+    timer.tick()
+    timer.tick()
+    assert value(scrape(api), "dmsae_wake_ups_failed_total", sender="worker") == 2
+    assert value(scrape(api), "dmsae_wake_ups_failed_total", sender="sweeper") == 0
+    next(bench, None)

@@ -29,7 +29,7 @@ class Machine:
         runtime: Any = SimpleNamespace(
             worker=SimpleNamespace(id="here.cpu-0", resource_class="cpu", device="cpu:0"),
             settings=SimpleNamespace(deaf_after_s=DEAF_AFTER_S, broker_url="redis://"),
-            wake_ups=SimpleNamespace(wake_worker=lambda *_: self.takes),
+            wake_ups=SimpleNamespace(wake_worker=lambda *_: self.takes, n_failed=0),
             database=SimpleNamespace(run=self._unavailable),
         )
         return IdleTimer(
