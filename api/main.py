@@ -14,6 +14,7 @@ from api.errors import PROBLEMS, add_error_handlers
 from api.idempotency import add_replays
 from api.limits import RequestLimits
 from api.metrics import Metrics
+from api.request_logs import log_who_asks
 from api.request_metrics import RequestMetrics
 from api.routes import (
     admin,
@@ -70,9 +71,10 @@ def create_app(settings: Settings) -> FastAPI:
     app.add_middleware(RequestMetrics, metrics=app.state.metrics)
     add_error_handlers(app)
     add_replays(app)
+    known = [Depends(identify_caller), Depends(log_who_asks)]
     readers = (latents, published_cores)
     for module in (distillations, trainings, groups, jobs, queue, uploads, keys, admin, *readers):
-        app.include_router(module.router, dependencies=[Depends(identify_caller)], responses=PROBLEMS)
+        app.include_router(module.router, dependencies=known, responses=PROBLEMS)
     app.include_router(health.router)
     app.include_router(metrics.router, responses=PROBLEMS)
     return app
