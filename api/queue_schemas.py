@@ -24,7 +24,7 @@ QUEUE = {
                     "position": 0,
                     "starts_in_s": 340.0,
                     "memory_bytes": 31_000_000_000,
-                    "why": "It waits for a free gpu worker; it comes next.",
+                    "why": "It waits for a free gpu worker; it comes next, and begins in about 6 min.",
                 }
             ],
         }

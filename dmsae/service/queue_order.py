@@ -19,13 +19,14 @@ N_PLACES = 10_000
 ROUNDING = 1 + 1e-6
 
 Lengths = Mapping[str | None, float]
-"""Mean seconds of an attempt by owner, under None that of all; what is not known is left out."""
+"""Mean seconds of an attempt by job and by owner, under None that of all; what is not known is left out."""
 
 
 class Waiting(NamedTuple):
     """A queued cycle, as far as the order goes by it."""
 
     id: str
+    job_id: str
     owner_id: str
     priority_rank: int
     queued_at: datetime
@@ -77,7 +78,7 @@ def order_claims(
     while lines and len(order) < N_PLACES:
         line, cycle = _next(lines, rules, starved_since)
         order.append(cycle)
-        line.take(cycle, max(LEAST_CHARGE_S, mean_length(lengths, cycle.owner_id) or 0.0))
+        line.take(cycle, max(LEAST_CHARGE_S, mean_length(lengths, cycle.job_id, cycle.owner_id) or 0.0))
         if line.head(line.best_first) is None:
             lines.remove(line)
     blocked = sorted((cycle for cycle in waiting if cycle.is_blocked), key=lambda cycle: cycle.queued_at)
@@ -120,9 +121,9 @@ def _next(lines: Sequence[Line], rules: QueueRules, starved_since: datetime) -> 
     return best[1], best[2]
 
 
-def mean_length(lengths: Lengths, owner_id: str | None) -> float | None:
-    """Give the mean length of an owner's attempts, else that of all, else None."""
-    return lengths.get(owner_id, lengths.get(None))
+def mean_length(lengths: Lengths, job_id: str | None, owner_id: str | None) -> float | None:
+    """Give the mean length of a job's attempts, else of its owner's, else that of all, else None."""
+    return next((lengths[of] for of in (job_id, owner_id, None) if of in lengths), None)
 
 
 def list_starts(order: Sequence[Waiting], free_in_s: Sequence[float], lengths: Lengths) -> list[float | None]:
@@ -135,7 +136,7 @@ def list_starts(order: Sequence[Waiting], free_in_s: Sequence[float], lengths: L
             continue
         start_s = heapq.heappop(free)
         starts.append(round(start_s, 1))
-        length = mean_length(lengths, cycle.owner_id)
+        length = mean_length(lengths, cycle.job_id, cycle.owner_id)
         if length is not None:
             heapq.heappush(free, start_s + length)
     return starts

@@ -1,7 +1,8 @@
 """Where does each queued cycle stand in line? The sweeper works it out now and then, and others look it up.
 
 Shares, limits and workers are those of the moment. Lengths come from attempts that succeeded within the
-window; where too few did, nothing is said of times.
+window, a job's own before its owner's before everybody's; where too few did, or the queue is paused, nothing
+is said of times.
 """
 
 import time
@@ -22,13 +23,13 @@ from dmsae.service.queue_order import (
     mean_length,
     order_claims,
 )
-from dmsae.service.queue_tables import QueueSnapshot
+from dmsae.service.queue_tables import QueuePause, QueueSnapshot
 from dmsae.service.shares import OwnerShare, list_shares
 from dmsae.service.tables import Attempt, Cycle, Job, Owner, Worker
 from dmsae.service.workers import ALIVE
 
 LEAST_ATTEMPTS = 3
-"""From how many attempts a mean length is taken."""
+"""From how many attempts of one or of all owners a mean length is taken."""
 
 
 def take_snapshots(session: Session, rules: QueueRules) -> float:
@@ -56,6 +57,8 @@ def _take_snapshot(
     waiting = _list_waiting(session, resource_class, now=now, shares=shares)
     order = order_claims(waiting, shares, rules, now=now, lengths=lengths)
     starts = list_starts(order, _free_in_s(session, resource_class, now, lengths), lengths)
+    if session.scalar(select(QueuePause.id)) is not None:
+        starts = [None] * len(order)
     n_queued = session.scalars(
         select(func.count()).where(Cycle.state == "queued", Cycle.resource_class == resource_class)
     ).one()
@@ -72,9 +75,10 @@ def _take_snapshot(
 def _list_waiting(
     session: Session, resource_class: str, *, now: datetime, shares: Mapping[str, OwnerShare]
 ) -> list[Waiting]:
-    columns = (Cycle.id, Cycle.owner_id, Cycle.priority_rank, Cycle.queued_at, Cycle.memory_bytes)
+    columns = (Cycle.id, Cycle.job_id, Cycle.owner_id, Cycle.priority_rank, Cycle.queued_at)
+    barriers = (Cycle.memory_bytes, Cycle.not_before, (Cycle.held | Job.held).label("held"))
     of_owner = lateral(
-        select(*columns, (Cycle.held | Job.held).label("held"))
+        select(*columns, *barriers)
         .join(Job, Job.id == Cycle.job_id)
         .where(Cycle.owner_id == Owner.id, Cycle.state == "queued", Cycle.resource_class == resource_class)
         .order_by(Cycle.priority_rank, Cycle.queued_at, Cycle.id)
@@ -86,11 +90,13 @@ def _list_waiting(
     return [
         Waiting(
             row.id,
+            row.job_id,
             row.owner_id,
             row.priority_rank,
             row.queued_at,
             row.held
             or row.owner_id in full
+            or (row.not_before is not None and row.not_before > now)
             or (largest is not None and row.memory_bytes is not None and row.memory_bytes > largest),
         )
         for row in rows
@@ -114,33 +120,41 @@ def _largest_memory(session: Session, resource_class: str, now: datetime) -> int
 
 
 def _mean_lengths(session: Session, resource_class: str, now: datetime) -> dict[str | None, float]:
-    """Give the mean length of the last attempts by owner, and under None that of all; only of enough."""
+    """Give the mean length of the last attempts by job, by owner, and under None of all; only of enough."""
     length = func.extract("epoch", Attempt.closed_at - Attempt.opened_at)
     rows = session.execute(
-        select(Cycle.owner_id, func.count(), func.sum(length))
+        select(Cycle.job_id, Cycle.owner_id, func.count(), func.sum(length))
         .join(Cycle, Cycle.id == Attempt.cycle_id)
         .where(
             Attempt.closed_at > now - USAGE_WINDOW,
             Attempt.outcome == "succeeded",
             Cycle.resource_class == resource_class,
         )
-        .group_by(Cycle.owner_id)
+        .group_by(Cycle.job_id, Cycle.owner_id)
     ).all()
-    found: dict[str | None, float] = {
-        owner_id: float(seconds / n) for owner_id, n, seconds in rows if n >= LEAST_ATTEMPTS
-    }
-    n_all = sum(n for _, n, _ in rows)
-    if n_all >= LEAST_ATTEMPTS:
-        found[None] = float(sum(seconds for _, _, seconds in rows) / n_all)
-    return found
+    found: dict[str | None, float] = {job_id: float(seconds / n) for job_id, _, n, seconds in rows}
+    sums: dict[str | None, tuple[int, float]] = {}
+    for _, owner_id, n, seconds in rows:
+        for of in (owner_id, None):
+            n_before, s_before = sums.get(of, (0, 0.0))
+            sums[of] = (n_before + n, s_before + float(seconds))
+    return found | {of: seconds / n for of, (n, seconds) in sums.items() if n >= LEAST_ATTEMPTS}
 
 
 def _free_in_s(session: Session, resource_class: str, now: datetime, lengths: Lengths) -> list[float]:
     """Give when each live worker is free; one of which that cannot be told is left out."""
     rows = session.execute(
-        select(Attempt.opened_at, Attempt.progress, Attempt.progress_at, Attempt.owner_id, Attempt.id)
+        select(
+            Attempt.opened_at,
+            Attempt.progress,
+            Attempt.progress_at,
+            Attempt.owner_id,
+            Attempt.id,
+            Cycle.job_id,
+        )
         .select_from(Worker)
         .outerjoin(Attempt, (Attempt.worker_id == Worker.id) & Attempt.outcome.is_(None))
+        .outerjoin(Cycle, Cycle.id == Attempt.cycle_id)
         .where(*_live(resource_class, now))
     )
     free = []
@@ -157,7 +171,7 @@ def _left_s(attempt: Any, now: datetime, lengths: Lengths) -> float | None:
         length: float | None = float(told)
         since = attempt.progress_at
     else:
-        length, since = mean_length(lengths, attempt.owner_id), attempt.opened_at
+        length, since = mean_length(lengths, attempt.job_id, attempt.owner_id), attempt.opened_at
     return None if length is None else max(0.0, length - float((now - since).total_seconds()))
 
 

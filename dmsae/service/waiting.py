@@ -15,6 +15,9 @@ from dmsae.service.tables import Attempt, Worker
 from dmsae.service.workers import ALIVE
 
 GIB = 1 << 30
+A_MOMENT_S = 15.0
+"""Within which a free worker looks for work, whether it is woken or not."""
+UNITS = ((86_400, "days"), (3600, "h"), (60, "min"))
 
 
 class LiveWorker(NamedTuple):
@@ -100,8 +103,19 @@ def _say_place(cycle: Any, workers: Sequence[LiveWorker], place: Place | None) -
     waits = f"It waits for a free {cycle.resource_class} worker"
     if place is None:
         return f"{waits}; its place in line is not known yet."
+    when = _say_when(place.starts_in_s)
     if place.position:
-        return f"{waits}; {place.position} queued cycles come first."
+        first = "1 queued cycle comes" if place.position == 1 else f"{place.position} queued cycles come"
+        return f"{waits}; {first} first, and {when}."
     if cycle.cache_key is not None and any(worker.running_key == cycle.cache_key for worker in workers):
-        return f"{waits}, for a while for the one that has its activations; it comes next."
-    return f"{waits}; it comes next."
+        waits = f"{waits}, for a while for the one that has its activations"
+    return f"{waits}; it comes next, and {when}."
+
+
+def _say_when(starts_in_s: float | None) -> str:
+    if starts_in_s is None:
+        return "when it begins cannot be told yet"
+    if starts_in_s < A_MOMENT_S:
+        return "begins within moments"
+    unit_s, unit = next(((n, name) for n, name in UNITS if starts_in_s >= 2 * n), (1, "s"))
+    return f"begins in about {starts_in_s / unit_s:.0f} {unit}"

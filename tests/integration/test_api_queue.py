@@ -63,7 +63,7 @@ def test_the_queue_shows_who_waits_in_order_and_who_runs_what(api: httpx.Client,
     running, later, first = (submit(api, priority=p) for p in ("normal", "low", "high"))
     with database.session_scope() as session:
         session.execute(update(Job).where(Job.id == running).values(priority="high"))
-        session.execute(update(Cycle).where(Cycle.job_id == running).values(priority_rank=-1))
+        session.execute(update(Cycle).where(Cycle.job_id == running).values(priority_rank=0))
     worker = database.run(lambda session: plant_worker(session, "cpu"))
     assert claim_of(database, worker).job_id == running
     queue = look(api, database)
@@ -73,7 +73,9 @@ def test_the_queue_shows_who_waits_in_order_and_who_runs_what(api: httpx.Client,
     assert [shown["running"]["job_id"] for shown in queue["workers"]] == [running]
     (owner,) = queue["owners"]
     assert (owner["owner"], owner["n_running"], owner["n_queued"], owner["share"]) == ("local", 1, 2, 1)
-    assert "1 queued" in reasons(queue)[later]
+    assert reasons(queue)[later] == (
+        "It waits for a free cpu worker; 1 queued cycle comes first, and when it begins cannot be told yet."
+    )
 
 
 def test_each_reason_to_wait_is_one_sentence(api: httpx.Client, database: Database, command: Any) -> None:

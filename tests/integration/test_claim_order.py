@@ -79,6 +79,15 @@ def claim_all(database: Database, worker_id: str, rules: QueueRules = RULES) -> 
     return jobs
 
 
+def starts(database: Database) -> list[float | None]:
+    """Work the lines out, and give when each queued cycle would begin, in order."""
+    database.run(lambda session: take_snapshots(session, RULES))
+    with database.session_scope() as session:
+        waiting = session.scalars(select(Cycle.id).where(Cycle.state == "queued")).all()
+        places = find_places(session, waiting).values()
+    return [place.starts_in_s for place in sorted(places)]
+
+
 def ago(seconds: float) -> Any:
     return func.clock_timestamp() - timedelta(seconds=seconds)
 
@@ -286,15 +295,7 @@ def test_starts_are_told_from_the_lengths_of_earlier_attempts_or_not_at_all(data
     (worker,) = plant_workers(database, 1)
     owner = database.run(plant_owner)
     plant(database, owner, n=7)
-
-    def starts() -> list[float | None]:
-        database.run(lambda session: take_snapshots(session, RULES))
-        with database.session_scope() as session:
-            waiting = session.scalars(select(Cycle.id).where(Cycle.state == "queued")).all()
-            places = find_places(session, waiting).values()
-        return [place.starts_in_s for place in sorted(places)]
-
-    told = starts()
+    told = starts(database)
     assert told[0] is not None
     assert told[0] < 1
     assert told[1:] == [None] * 6, "nobody knows how long the first will take"
@@ -304,4 +305,31 @@ def test_starts_are_told_from_the_lengths_of_earlier_attempts_or_not_at_all(data
         finish(database, claimed, took_s=60)
     running = claim(database, worker)
     assert running is not None
-    assert starts() == pytest.approx([60, 120, 180], abs=3)
+    assert starts(database) == pytest.approx([60, 120, 180], abs=3)
+    database.run(pause_queue)
+    assert starts(database) == [None] * 3, "nobody knows how long the queue is paused"
+
+
+def test_a_cycle_is_expected_to_take_as_long_as_those_of_its_job_before_it(database: Database) -> None:
+    (worker,) = plant_workers(database, 1)
+    job_id = database.run(lambda session: plant_job(session, "cpu", n_cycles=2))
+    first = claim(database, worker)
+    assert first is not None
+    with database.session_scope() as session:
+        session.execute(update(Attempt).where(Attempt.id == first.attempt_id).values(opened_at=ago(300)))
+        close_attempt(session, first, "succeeded")
+        move_cycle(session, first.cycle_id, "failed")
+        following = session.scalars(select(Cycle.id).where(Cycle.job_id == job_id, Cycle.index == 1)).one()
+        move_cycle(session, following, "queued", queued_at=func.now())
+    assert claim(database, worker) is not None
+    plant(database)
+    assert starts(database) == pytest.approx([300], abs=3)
+
+
+def test_a_cycle_in_backoff_stands_behind_those_that_can_begin(database: Database) -> None:
+    (worker,) = plant_workers(database, 1)
+    owner = database.run(plant_owner)
+    plant(database, owner, cycle_not_before=ago(-60))
+    (later,) = plant(database, owner)
+    assert starts(database)[1] is None
+    assert claim_all(database, worker) == [later]
