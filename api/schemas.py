@@ -130,59 +130,6 @@ class JobList(Answer):
         return cls(items=[JobSummary.of(view) for view in page.items], next_cursor=page.next_cursor)
 
 
-class Quantity(Answer):
-    """A figure, or null, and where it comes from."""
-
-    value: int | float | None
-    unit: str
-    source: str
-
-
-class CycleWidths(Answer):
-    """The widths of one cycle: exact in cycle 0, bounds from above later."""
-
-    cycle_index: int
-    is_exact: bool
-    n_core: int
-    """Latents of the core that it starts from."""
-    prefix_widths: list[int]
-    stored_bytes: int | None
-    """At most what it will store; null while the model's width is not known."""
-    gpu_hours: float | None
-    """What it would compute on one GPU, by arithmetic; null on a CPU, or where too little is known."""
-
-
-class DryRunOut(Answer):
-    """What a submission would be; nothing was stored."""
-
-    model_config = example_of(examples.DRY_RUN)
-
-    config: dict[str, Any]
-    max_core: int
-    cycles: list[CycleWidths]
-    memory: Quantity
-    """Of the device, at its peak; on a CPU the whole process."""
-    host_memory: Quantity
-    """Of the machine, beside a GPU."""
-    time: Quantity
-    """Of all cycles, one after the other."""
-    gpu_hours: Quantity
-    """The same in hours of one GPU."""
-    retention_days: int | None
-    """Days after its end until the job would be deleted; null: never."""
-    identical_to: str | None
-    """A finished job with the same config, data and code: the same result."""
-
-
-class DryRunGroupOut(Answer):
-    """What a submission of several jobs would be; nothing was stored."""
-
-    model_config = example_of(examples.DRY_RUN_GROUP)
-
-    n_jobs: int
-    jobs: list[DryRunOut]
-
-
 class CycleOut(Answer):
     """One cycle."""
 

@@ -9,8 +9,8 @@ from fastapi import Depends, Query
 from api import examples
 from api.group_schemas import GroupOut
 from api.idempotency import Made, Once
-from api.schemas import DryRunGroupOut, DryRunOut, JobOut
-from api.submission_schemas import ReusedOut
+from api.schemas import JobOut
+from api.submission_schemas import DryRunGroupOut, DryRunOut, ReusedOut
 from dmsae.errors import FieldProblem, InvalidConfig
 from dmsae.service import clones, estimates
 from dmsae.service.database import Transaction
