@@ -130,8 +130,9 @@ class Call(NamedTuple):
     def name(self) -> str:
         return f"{self.method} {self.path}"
 
-    def in_query(self) -> list[str]:
-        return [given["name"] for given in self.parameters if given["in"] == "query"]
+    def names(self, place: str) -> list[str]:
+        """Its parameters in one place: query, path or header."""
+        return [given["name"] for given in self.parameters if given["in"] == place]
 
 
 def calls_of(document: dict[str, Any]) -> list[Call]:

@@ -1,4 +1,4 @@
-"""Which settings are larger than anything that could run? Refused before anybody computes with them."""
+"""Which settings are larger than anything that could run, or no text? Refused before anybody uses them."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -7,7 +7,7 @@ from dmsae.config import CycleConfig
 from dmsae.errors import FieldProblem
 from dmsae.service.known_models import ModelFacts
 from dmsae.service.memory import peak_memory
-from dmsae.service.requests import shown
+from dmsae.service.requests import LONE_SURROGATE, shown
 
 LARGEST_INTEGER = 2**53 - 1
 """The largest that every reader of JSON keeps as it is."""
@@ -15,13 +15,19 @@ LARGEST_MEMORY_BYTES = 1 << 50
 """1 PiB: no device has so much."""
 
 
+def find_unfit(config: CycleConfig) -> list[FieldProblem]:
+    """Give the integers that not every reader of JSON keeps, and the texts that nothing can store."""
+    problems = []
+    for place, value in _leaves(config.model_dump(mode="python"), ""):
+        if isinstance(value, int) and abs(value) > LARGEST_INTEGER:
+            problems.append(FieldProblem(place, shown(value), f"must be at most {LARGEST_INTEGER}"))
+        elif isinstance(value, str) and ("\0" in value or LONE_SURROGATE.search(value)):
+            problems.append(FieldProblem(place, shown(value), "must be text: no NUL, no half of a pair"))
+    return problems
+
+
 def find_too_large(config: CycleConfig, facts: ModelFacts) -> list[FieldProblem]:
-    """Give the integers that not every reader keeps, or else what would take more memory than there is."""
-    rule = f"must be at most {LARGEST_INTEGER}"
-    settings = config.model_dump(mode="python")
-    problems = [FieldProblem(place, shown(value), rule) for place, value in _large_integers(settings, "")]
-    if problems:
-        return problems
+    """Say so if a cycle would take more memory than there is."""
     peak = peak_memory(config, facts)
     if peak is None or peak.device <= LARGEST_MEMORY_BYTES:
         return []
@@ -32,12 +38,12 @@ def find_too_large(config: CycleConfig, facts: ModelFacts) -> list[FieldProblem]
     return [FieldProblem("device", config.device, rule)]
 
 
-def _large_integers(value: Any, place: str) -> Iterator[tuple[str, int]]:
+def _leaves(value: Any, place: str) -> Iterator[tuple[str, Any]]:
     if isinstance(value, dict):
         for name, inner in value.items():
-            yield from _large_integers(inner, f"{place}.{name}" if place else str(name))
+            yield from _leaves(inner, f"{place}.{name}" if place else str(name))
     elif isinstance(value, list | tuple):
         for index, inner in enumerate(value):
-            yield from _large_integers(inner, f"{place}.{index}")
-    elif isinstance(value, int) and abs(value) > LARGEST_INTEGER:
+            yield from _leaves(inner, f"{place}.{index}")
+    else:
         yield place, value

@@ -13,7 +13,7 @@ from sqlalchemy.orm import Session
 from dmsae.config import CoreTrainingConfig, CycleConfig, DistillationConfig
 from dmsae.errors import FieldProblem, InvalidConfig
 from dmsae.service.allowed_paths import check_text_paths
-from dmsae.service.bounds import find_too_large
+from dmsae.service.bounds import find_too_large, find_unfit
 from dmsae.service.given_cores import GivenCore, check_fit, find_given, find_named
 from dmsae.service.known_models import ModelFacts, find_facts
 from dmsae.service.objects import ObjectStore
@@ -121,6 +121,9 @@ def pin_texts(plans: Sequence[Plan], store: ObjectStore, *, prefixes: Sequence[s
 
 def _check(config: CycleConfig, allowed_roots: Sequence[Path]) -> ModelFacts:
     """Give what is known of the model, having checked all that is known of model and text."""
+    unfit = find_unfit(config)
+    if unfit:
+        raise InvalidConfig(unfit)
     facts = find_facts(config.model, allowed_roots)
     check_text_paths(config.data.text, allowed_roots)
     problems = [*_check_model(config, facts), *_check_tokens(config)] or find_too_large(config, facts)

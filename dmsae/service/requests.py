@@ -5,6 +5,7 @@ refusal, of types here or of rules there, becomes a `FieldProblem` that names fi
 """
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self, TypeVar
 
@@ -27,6 +28,8 @@ from dmsae.errors import FieldProblem, InvalidConfig
 from dmsae.presets import PRESETS
 from dmsae.sources import RequestedCore, Section
 
+LONE_SURROGATE = re.compile("[\ud800-\udfff]")
+"""Text with one is no Unicode, and nothing stores it."""
 MOST_PROBLEMS = 50
 LONGEST_SHOWN = 200
 CONTENT_TYPE = r"^[A-Za-z0-9!#$&^_.+-]+/[A-Za-z0-9!#$&^_.+-]+$"
@@ -42,6 +45,8 @@ UNIONS = (
 def _no_nul(text: str) -> str:
     if "\0" in text:
         raise PydanticCustomError("nul", "must not contain a NUL character")
+    if LONE_SURROGATE.search(text):
+        raise PydanticCustomError("surrogate", "must not contain half of a surrogate pair")
     return text
 
 
