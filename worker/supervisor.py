@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import structlog
 
-from dmsae.errors import FAILURES, CycleFailed, DatabaseRefused, StaleAttempt, Unavailable
+from dmsae.errors import FAILURES, CycleFailed, DatabaseRefused, NotFound, StaleAttempt, Unavailable
 from dmsae.service.claims import Claim, StoredFile
 from dmsae.service.database import Transaction, UseCase
 from dmsae.service.fitting import say_what_fits
@@ -120,7 +120,7 @@ class Supervisor:
             self._folder.prepare(self._claim, self._objects)
             self._fetch_checkpoint()
             self._inputs.fetch(self._claim.spec, self._objects, has_stopped=lambda: self._has_stopped)
-        except (CycleFailed, Unavailable, OSError) as error:
+        except (CycleFailed, NotFound, Unavailable, OSError) as error:
             return self._verdict_on(error)
         return None
 
@@ -259,14 +259,14 @@ class Supervisor:
         try:
             result = read_result(self._folder.out, is_match="cores" in self._claim.spec["config"])
             artifacts = self._folder.upload(self._claim, self._objects, has_stopped=lambda: self._is_over)
-        except (CycleFailed, Unavailable, OSError) as error:
+        except (CycleFailed, NotFound, Unavailable, OSError) as error:
             return self._verdict_on(error), (), None
         if not artifacts:
             return self._reason_to_stop() or Verdict("handed_back"), (), None
         timed = result.with_phase("uploading", seconds=time.monotonic() - started)
         return Verdict("succeeded"), artifacts, timed
 
-    def _verdict_on(self, error: CycleFailed | Unavailable | OSError) -> Verdict:
+    def _verdict_on(self, error: CycleFailed | NotFound | Unavailable | OSError) -> Verdict:
         """Say how an error ends the attempt: what was broken off because it had to stop is no crash."""
         reason = self._reason_to_stop() if isinstance(error, Unavailable) else None
         return reason or _verdict_of(error)
@@ -326,12 +326,12 @@ class Supervisor:
         return recording
 
 
-def _verdict_of(error: CycleFailed | Unavailable | OSError) -> Verdict:
+def _verdict_of(error: CycleFailed | NotFound | Unavailable | OSError) -> Verdict:
     match error:
         case CycleFailed():
             kind = "crashed" if error.is_retryable else "failed"
             return Verdict(kind, error.failure, error.message, error.param)
-        case Unavailable():
+        case Unavailable() | NotFound():
             return Verdict("crashed", "store_unavailable", error.message)
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return Verdict("crashed", "disk_full", "The disk of this worker's machine is full.")

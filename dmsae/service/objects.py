@@ -24,11 +24,11 @@ from dmsae.service.store_clock import StoreClock
 
 CHUNK_BYTES = 1 << 20
 READ_TIMEOUT_S = 20.0
-"""How long the store may be silent; whoever breaks off waits no longer for it."""
+"""How long the store may be silent, also while it takes in a part; breaking off takes no longer than that."""
 TRANSFER = TransferConfig(
-    multipart_threshold=16 << 20, multipart_chunksize=8 << 20, max_concurrency=2, max_io_queue=8
+    multipart_threshold=16 << 20, multipart_chunksize=5 << 20, max_concurrency=2, max_io_queue=8
 )
-"""At most a few parts of 8 MiB in memory, whatever the size of the file."""
+"""At most a few parts in memory, whatever the size of the file; as small as S3 allows, for slow stores."""
 ONE_PIECE = TransferConfig(multipart_threshold=5 << 30, max_concurrency=2, max_io_queue=8)
 """A single PUT, as presigned links make it, streamed from the file; S3 takes at most 5 GiB so."""
 
@@ -340,17 +340,21 @@ class ObjectStore:
 
     @contextmanager
     def _without_parts(self, key: str, size_bytes: int) -> Iterator[None]:
-        """Of a file stored in parts, abandon what an earlier try left, and what a broken one leaves."""
+        """Of a file stored in parts, abandon what earlier tries left, and what this one leaves.
+
+        One that succeeds leaves some where the answer to its beginning was lost, so that it began twice.
+        """
         if size_bytes < TRANSFER.multipart_threshold:
             yield
             return
         abandon_parts(self._client, self._bucket, key, key=key)
+        client = self._probe
         try:
             yield
-        except Exception:
-            with suppress(BotoCoreError, ClientError):
-                abandon_parts(self._probe, self._bucket, key, key=key)
-            raise
+            client = self._client
+        finally:
+            with suppress(BotoCoreError, ClientError, BrokenOff):
+                abandon_parts(client, self._bucket, key, key=key)
 
     def _check_stop(self, *_: object, **__: object) -> None:
         """Break off if told to; called by botocore too, before each call and as bytes go by."""

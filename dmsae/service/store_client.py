@@ -2,7 +2,8 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
+from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING
 
 import boto3
@@ -41,14 +42,18 @@ def abandon_parts(
     client: "S3Client", bucket: str, prefix: str, *, key: str | None = None, older_than_s: float = 0
 ) -> int:
     """Abandon uploads in parts, begun so long ago, of all keys that begin so or of one; give how many."""
-    before = datetime.now(UTC) - timedelta(seconds=older_than_s)
     n_abandoned = 0
     for page in client.get_paginator("list_multipart_uploads").paginate(Bucket=bucket, Prefix=prefix):
+        now = parsedate_to_datetime(page["ResponseMetadata"]["HTTPHeaders"]["date"])  # by the store's clock
         for upload in page.get("Uploads", []):
-            is_young = older_than_s and upload["Initiated"] > before
+            is_young = older_than_s and upload["Initiated"] > now - timedelta(seconds=older_than_s)
             if is_young or key not in (None, upload["Key"]):
                 continue
-            client.abort_multipart_upload(Bucket=bucket, Key=upload["Key"], UploadId=upload["UploadId"])
+            try:
+                client.abort_multipart_upload(Bucket=bucket, Key=upload["Key"], UploadId=upload["UploadId"])
+            except ClientError as error:
+                if status_of(error) != 404:  # gone: somebody else was first, or a try whose answer was lost
+                    raise
             n_abandoned += 1
     return n_abandoned
 

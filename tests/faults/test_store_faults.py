@@ -23,7 +23,7 @@ from tests.faults.store_proxy import StoreProxy
 from worker.patient_store import PatientStore
 
 AWAY_S = 60.0 if IS_FULL else 5.0
-SLOW_BYTES_PER_S = 100_000 if IS_FULL else 1_000_000
+SLOW_BYTES_PER_S = 300_000 if IS_FULL else 1_000_000
 IN_PARTS_BYTES = 17 << 20
 """Size of a file that is stored in parts."""
 DEVICES = ("cpu:0", "cpu:1")

@@ -234,6 +234,18 @@ def test_a_store_that_does_not_answer_means_another_attempt(bench: Bench) -> Non
     assert error["code"] == "store_unavailable"
 
 
+def test_a_core_that_is_gone_from_the_store_is_named(bench: Bench) -> None:
+    bench.plant(n_cycles=2)
+    assert bench.run() == "succeeded"
+    with bench.database.session_scope() as session:
+        key = session.scalars(select(Artifact.object_key).where(Artifact.name == "core/core.json")).one()
+    bench.runtime.objects.delete(key)
+    assert bench.run() == "crashed"
+    error = bench.attempt().error
+    assert error is not None
+    assert key in error["message"]
+
+
 def test_a_device_that_another_worker_holds_is_left_alone(bench: Bench) -> None:
     bench.plant("hang")
 
