@@ -184,15 +184,16 @@ class Fray:
         self.database.run(lambda s: cancel_job(s, job_id))
 
     def meddle(self, chance: random.Random) -> None:
-        job_id = chance.choice(self.jobs)
+        """Hold, move and release a job, and pause the queue: the first time one that has not ended yet."""
+        job_id = chance.choice(self.jobs) if self.told["meddled"] else self.jobs[N_JOBS // 2]
         try:
             self.database.run(lambda s: hold_job(s, job_id))
+            self.told["meddled"] += 1
             self.database.run(lambda s: change_priority(s, job_id, chance.choice(("low", "high"))))
             self.database.run(pause_queue)
             time.sleep(chance.random() * 0.01)
             self.database.run(resume_queue)
             self.database.run(lambda s: release_job(s, job_id))
-            self.told["meddled"] += 1
         except Conflict:
             self.database.run(resume_queue)
 
