@@ -1,5 +1,7 @@
 """Serve the API: `python -m api`."""
 
+import contextlib
+import socket
 import sys
 
 import structlog
@@ -10,6 +12,7 @@ from api.security import is_loopback
 from dmsae.errors import DmsaeError, Forbidden, Unavailable
 from dmsae.service import keys
 from dmsae.service.database import Database
+from dmsae.service.event_hub import EventHub
 from dmsae.service.logs import configure_logs
 from dmsae.service.queue import check_broker
 from dmsae.service.settings import Settings, load_settings
@@ -27,8 +30,9 @@ def main() -> int:
     except DmsaeError as error:
         log.error("api_refused_to_start", code=error.code, reason=error.message)
         return 1
-    uvicorn.run(
-        create_app(settings),
+    app = create_app(settings)
+    config = uvicorn.Config(
+        app,
         host=settings.host,
         port=settings.port,
         log_config=None,
@@ -36,7 +40,22 @@ def main() -> int:
         server_header=False,
         timeout_graceful_shutdown=10,
     )
+    with contextlib.suppress(KeyboardInterrupt):
+        ApiServer(config, app.state.parts.hub).run()
     return 0
+
+
+class ApiServer(uvicorn.Server):
+    """Lets event streams and long-polls end first when it is told to stop: else they would be waited for."""
+
+    def __init__(self, config: uvicorn.Config, hub: EventHub) -> None:
+        super().__init__(config)
+        self._hub = hub
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Stop listening, and answer what is left."""
+        self._hub.end_streams()
+        await super().shutdown(sockets)
 
 
 def refuse_open_network(settings: Settings) -> None:

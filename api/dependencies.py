@@ -10,6 +10,7 @@ from fastapi import Depends, Path, Query, Request
 from api.rates import Buckets
 from dmsae.errors import FieldProblem, InvalidConfig
 from dmsae.service.database import Database
+from dmsae.service.event_hub import EventHub
 from dmsae.service.objects import ObjectStore
 from dmsae.service.paging import LARGEST_BIGINT
 from dmsae.service.settings import Settings
@@ -22,6 +23,7 @@ class Parts:
     settings: Settings
     database: Database
     store: ObjectStore
+    hub: EventHub
     health_limiter: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(4))
     """Threads of their own for health checks: they answer while all others wait for a part that hangs."""
     buckets: Buckets = field(default_factory=Buckets)

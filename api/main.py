@@ -19,6 +19,7 @@ from api.request_metrics import RequestMetrics
 from api.routes import (
     admin,
     distillations,
+    events,
     groups,
     health,
     jobs,
@@ -27,11 +28,14 @@ from api.routes import (
     metrics,
     published_cores,
     queue,
+    step_metrics,
     trainings,
     uploads,
+    webhooks,
 )
 from api.security import identify_caller
 from dmsae.service.database import Database
+from dmsae.service.event_hub import EventHub
 from dmsae.service.objects import ObjectStore
 from dmsae.service.queue import WakeUps, make_celery
 from dmsae.service.settings import Settings, load_settings
@@ -46,11 +50,14 @@ def create_app(settings: Settings) -> FastAPI:
     """Build the application; it connects to nothing before the first request."""
     wake_ups = WakeUps(make_celery(settings.broker_url))
     database = Database(settings.database_url.get_secret_value(), wake_up=wake_ups.send_wake_up)
-    parts = Parts(settings=settings, database=database, store=ObjectStore(settings))
+    hub = EventHub(database, most=settings.streams_most, most_per_owner=settings.streams_per_owner)
+    parts = Parts(settings=settings, database=database, store=ObjectStore(settings), hub=hub)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        app.openapi()  # each request asks for it: else the first ones at once would all build it
         yield
+        hub.close()
         database.dispose()
         app.state.metrics.numbers.close()
         parts.store.close()
@@ -72,7 +79,7 @@ def create_app(settings: Settings) -> FastAPI:
     add_error_handlers(app)
     add_replays(app)
     known = [Depends(identify_caller), Depends(log_who_asks)]
-    readers = (latents, published_cores)
+    readers = (latents, published_cores, events, step_metrics, webhooks)
     for module in (distillations, trainings, groups, jobs, queue, uploads, keys, admin, *readers):
         app.include_router(module.router, dependencies=known, responses=PROBLEMS)
     app.include_router(health.router)

@@ -6,7 +6,8 @@ import dmsae.service.idempotency_tables
 import dmsae.service.queue_tables
 import dmsae.service.source_tables
 import dmsae.service.tally_tables
-import dmsae.service.upload_tables  # noqa: F401 - they register their tables
+import dmsae.service.upload_tables
+import dmsae.service.webhook_tables  # noqa: F401 - they register their tables
 from dmsae.service.tables import Table
 
 

@@ -33,6 +33,7 @@ from dmsae.service.tallies import Action, count_actions
 from dmsae.service.workers import mark_gone_workers
 from worker.alive import SWEEPER, note_alive
 from worker.cleaner import Cleaner
+from worker.webhooks import Messenger
 
 log = structlog.get_logger()
 
@@ -167,12 +168,15 @@ def main() -> None:
         signal.signal(number, lambda *_: stop.set())
     wake_ups = WakeUps(make_celery(settings.broker_url))
     url = settings.database_url.get_secret_value()
-    database = Database(url, wake_up=wake_ups.send_wake_up, pool_size=6)
+    database = Database(url, wake_up=wake_ups.send_wake_up, pool_size=8)
     objects = ObjectStore(settings)
     sweeper = Sweeper(settings, database, wake_ups)
     cleaner = Cleaner(settings, database, objects)
     cleaning = threading.Thread(target=cleaner.run, args=(stop,), name="cleaner", daemon=True)
     cleaning.start()
+    messenger = Messenger(settings, database)
+    telling = threading.Thread(target=messenger.run, args=(stop,), name="webhooks", daemon=True)
+    telling.start()
     log.info("sweeper_started")
     try:
         while not stop.is_set():
@@ -182,6 +186,7 @@ def main() -> None:
     finally:
         sweeper.resign()
         cleaning.join(STOP_S)
+        telling.join(STOP_S)
         database.dispose()
         objects.close()
     log.info("sweeper_stopped")

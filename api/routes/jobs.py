@@ -3,11 +3,13 @@
 from typing import Annotated, Literal
 
 from fastapi import APIRouter, Body, Depends, Query, Request, Response
+from starlette.concurrency import run_in_threadpool
 
 from api import examples
-from api.dependencies import After, Cursor, JobId, PartsOf
+from api.dependencies import Cursor, JobId, Parts, PartsOf
 from api.idempotency import Made, OnceOf
-from api.schemas import ArtifactList, ArtifactOut, EventList, JobList, JobOut, LogList, LogOut
+from api.long_polls import has_changed, names_version
+from api.schemas import ArtifactList, ArtifactOut, JobList, JobOut, LogList, LogOut
 from api.security import CallerOf
 from dmsae.service import deleting, jobs
 from dmsae.service.jobs import JobFilter
@@ -20,7 +22,10 @@ State = Literal["queued", "running", "cancelling", "succeeded", "failed", "cance
 Kind = Literal["distillation", "training", "probe"]
 Word = Annotated[PlainText | None, Query(min_length=1, max_length=200)]
 Limit = Annotated[int, Query(ge=1, le=200)]
-EventLimit = Annotated[int, Query(ge=1, le=1000)]
+Wait = Annotated[
+    float | None,
+    Query(ge=0, le=60, description="Seconds to wait for another version than that of `If-None-Match`."),
+]
 Changes = Annotated[JobChanges, Body(examples=[examples.CHANGES])]
 
 
@@ -51,12 +56,20 @@ def list_jobs(
 @router.get(
     "/{job_id}", response_model=JobOut, responses={304: {"description": "Unchanged since `If-None-Match`."}}
 )
-def read_job(job_id: JobId, parts: PartsOf, request: Request, response: Response) -> JobOut | Response:
-    """Show a job: where it stands, its resolved config, links. Its `ETag` is its version."""
-    with parts.database.session_scope() as session:
-        view = jobs.view_job(session, job_id)
+async def read_job(
+    job_id: JobId, caller: CallerOf, parts: PartsOf, request: Request, response: Response, wait: Wait = None
+) -> JobOut | Response:
+    """Show a job: where it stands, its resolved config, links. Its `ETag` is its version.
+
+    With `wait` and `If-None-Match` it is answered when the version changes, with 304 if it does not.
+    """
+    view = await run_in_threadpool(_view, parts, job_id)
+    is_known = _is_known(view, request)
+    if wait is not None and names_version(request, view.job.version):
+        is_known = not await has_changed(request, parts.hub, view.job, owner_id=caller.owner_id, wait_s=wait)
+        view = view if is_known else await run_in_threadpool(_view, parts, job_id)
     headers = _etag(view.job.version)
-    if _is_known(view, request):
+    if is_known:
         return Response(status_code=304, headers=headers)
     response.headers.update(headers)
     return JobOut.of(view)
@@ -98,13 +111,6 @@ def delete_job(job_id: JobId, caller: CallerOf, parts: PartsOf) -> None:
     parts.database.run(lambda session: deleting.delete_job(session, job_id, owner_id=caller.changes_of))
 
 
-@router.get("/{job_id}/events")
-def list_events(job_id: JobId, parts: PartsOf, after: After = 0, limit: EventLimit = 200) -> EventList:
-    """List what happened to a job behind a sequence number, in order."""
-    with parts.database.session_scope() as session:
-        return EventList.of(jobs.list_events(session, job_id, after=after, limit=limit), after)
-
-
 @router.get("/{job_id}/logs")
 def list_logs(job_id: JobId, parts: PartsOf) -> LogList:
     """Show the end of what each attempt's trainer printed, secrets removed."""
@@ -126,7 +132,13 @@ def _etag(version: int) -> dict[str, str]:
     return {"ETag": f'"{version}"', "Cache-Control": "no-cache"}
 
 
+def _view(parts: Parts, job_id: str) -> JobView:
+    with parts.database.session_scope() as session:
+        return jobs.view_job(session, job_id)
+
+
 def _is_known(view: JobView, request: Request) -> bool:
     """Whether the client has this very answer; a place in the queue changes without the job's version."""
-    given = {tag.strip().removeprefix("W/") for tag in request.headers.get("if-none-match", "").split(",")}
-    return view.is_decided_by_version and not given.isdisjoint({f'"{view.job.version}"', "*"})
+    if "if-none-match" not in request.headers:
+        return False
+    return view.is_decided_by_version and names_version(request, view.job.version)

@@ -13,6 +13,9 @@ SWEEPER_LOCK = 0x646D73_02
 CLEANER_LOCK = 0x646D73_03
 """Key of the advisory lock of the cleaner that acts."""
 
+WEBHOOK_LOCK = 0x646D73_05
+"""Key of the advisory lock of the sender of webhooks that acts."""
+
 
 class Leadership:
     """The lead among replicas that ask for the same lock; not for several threads."""

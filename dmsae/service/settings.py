@@ -47,6 +47,14 @@ class Settings(BaseSettings):
     """Requests a second that one key may go on asking of one API process; 0: any number."""
     rate_burst: int = Field(500, ge=1)
     """Requests that it may ask at once."""
+    streams_most: int = Field(1000, ge=1)
+    """Event streams and long-polls that one API process keeps open."""
+    streams_per_owner: int = Field(300, ge=1)
+    """Of these, those of one owner."""
+    webhooks_key: SecretStr | None = Field(None, min_length=16)
+    """From it and the id of a webhook its secret is derived; without it none can be made."""
+    webhooks_allow_private: bool = False
+    """Let webhooks go to this machine and private networks too, there also by plain HTTP."""
     metrics_networks: Annotated[list[str], NoDecode] = ["127.0.0.0/8", "::1/128"]
     """Networks from which `GET /metrics` is answered without a key (comma-separated); none: nowhere."""
     allowed_roots: Annotated[list[Path], NoDecode] = []

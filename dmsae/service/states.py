@@ -12,27 +12,28 @@ from sqlalchemy.orm import Session
 from dmsae.errors import NotFound, StaleAttempt
 from dmsae.service.events import append_event
 from dmsae.service.tables import FINAL_JOB_STATES, Attempt, Cycle, Job
+from dmsae.service.webhook_deliveries import queue_deliveries
 
 JOB_MOVES = {
-    "queued": ("failed",),
-    "running": ("queued",),
-    "cancelling": ("queued", "running"),
-    "succeeded": ("running",),
-    "failed": ("running",),
-    "cancelled": ("cancelling",),
+    "queued": ("failed",),  # somebody retried it: another run
+    "running": ("queued",),  # its first cycle of this run was claimed
+    "cancelling": ("queued", "running"),  # somebody wants it to end
+    "succeeded": ("running",),  # its last cycle was recorded, or its core settled
+    "failed": ("running",),  # a cycle failed for good
+    "cancelled": ("cancelling",),  # its trainer is gone, or never was
 }
-"""State of a job -> the states that it may be reached from; queued again is another run of it."""
+"""State of a job -> the states that it may be reached from; it begins as queued, and ends in one of three."""
 
 CYCLE_MOVES = {
-    "waiting": ("skipped",),
-    "queued": ("waiting", "running", "failed"),
-    "running": ("queued",),
-    "succeeded": ("running",),
-    "failed": ("running",),
-    "cancelled": ("queued", "running"),
-    "skipped": ("waiting",),
+    "waiting": ("skipped",),  # its job was retried
+    "queued": ("waiting", "running", "failed"),  # the one before is recorded; an attempt broke off; retried
+    "running": ("queued",),  # a worker claimed it
+    "succeeded": ("running",),  # its attempt was recorded
+    "failed": ("running",),  # its attempt failed for good, or was one too many
+    "cancelled": ("queued", "running"),  # its job was cancelled
+    "skipped": ("waiting",),  # its job ended before it
 }
-"""State of a cycle -> the states that it may be reached from."""
+"""State of a cycle -> the states that it may be reached from; it begins as waiting, or as queued."""
 
 FINAL_CYCLE_STATES = ("succeeded", "failed", "cancelled", "skipped")
 
@@ -118,7 +119,10 @@ def move_job(
         .returning(Job.id)
         .execution_options(synchronize_session=False)
     )
-    return moved.one_or_none() is not None
+    has_moved = moved.one_or_none() is not None
+    if has_moved and state in FINAL_JOB_STATES:
+        queue_deliveries(session, job_id)
+    return has_moved
 
 
 def move_cycle(session: Session, cycle_id: str, state: str, **changes: Any) -> bool:

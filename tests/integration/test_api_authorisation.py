@@ -13,12 +13,15 @@ import httpx
 import pytest
 from fastapi.routing import APIRoute
 from sqlalchemy import text
+from sqlalchemy.orm import Session
 
 from api.main import create_app
 from dmsae.service import keys
 from dmsae.service.database import Database
+from dmsae.service.ids import new_id
 from dmsae.service.settings import Settings
 from dmsae.service.table_base import Table
+from dmsae.service.webhook_tables import Webhook
 from tests.conftest import RunningServices
 from tests.finished import finish_cycles
 from tests.serving import fresh_database, served
@@ -77,12 +80,17 @@ MATRIX: dict[str, Row] = {
     "POST /jobs/{job_id}/cancel": OWN,
     "POST /jobs/{job_id}/retry": Row("owner", 409),
     "GET /jobs/{job_id}/events": READ,
+    "GET /jobs/{job_id}/metrics": READ,
     "GET /jobs/{job_id}/logs": READ,
     "GET /jobs/{job_id}/artifacts": READ,
     "GET /queue": READ,
     "GET /keys": READ,
     "POST /keys": Row("submitter", 201, {"name": "another"}),
     "DELETE /keys/{key_id}": Row("owner", 204, hidden=True),
+    "GET /webhooks": READ,
+    "POST /webhooks": Row("submitter", 409, {"url": "https://8.8.8.8/in"}),
+    "GET /webhooks/{webhook_id}": Row("key", 404),
+    "DELETE /webhooks/{webhook_id}": Row("owner", 204, hidden=True),
     "GET /admin/queue": Row("admin", 200),
     "PATCH /admin/queue": Row("admin", 200, {"is_paused": True}),
     "PATCH /admin/jobs/{job_id}": Row("admin", 200, {"held": True}),
@@ -112,7 +120,7 @@ class Site:
         select_core = text("SELECT output_core_id FROM cycles WHERE job_id = :job_id AND index = 1")
         with self.database.session_scope() as session:
             core_id = session.execute(select_core, {"job_id": self.done}).scalar_one()
-        return {"latent_id": f"{self.done}.0.3", "core_id": core_id, "lab": "lab"}
+        return {"latent_id": f"{self.done}.0.3", "core_id": core_id, "lab": "lab", "webhook_id": "hook_none"}
 
     def fresh_job(self, *, ended: bool) -> str:
         job_id: str = self.ask("own", "POST /distillations", body=DEMO).json()["id"]
@@ -122,6 +130,15 @@ class Site:
 
     def fresh_key(self) -> str:
         return self.database.run(lambda session: keys.create_key(session, "ada")[0].id)
+
+    def fresh_webhook(self) -> str:
+        def plant(session: Session) -> str:
+            webhook = Webhook(id=new_id("hook"), url="https://8.8.8.8/in", states=["failed"])
+            webhook.owner_id = keys.ensure_owner(session, "ada").id
+            session.add(webhook)
+            return webhook.id
+
+        return self.database.run(plant)
 
     def contents(self) -> dict[str, Any]:
         """What is stored, but for when keys were used."""
@@ -195,6 +212,7 @@ def test_each_caller_may_do_what_the_matrix_says_and_no_more(site: Site, call: s
         ids: dict[str, str] = {}
         if row.allowed in ("owner", "admin"):
             ids = {"job_id": site.fresh_job(ended=row.ended), "key_id": site.fresh_key()}
+            ids["webhook_id"] = site.fresh_webhook()
         before = site.contents()
         answer = site.ask(who, call, body=body, **ids)
         if who in MAY[row.allowed]:

@@ -19,6 +19,7 @@ import dmsae.service.idempotency_tables
 import dmsae.service.source_tables
 import dmsae.service.tally_tables
 import dmsae.service.upload_tables
+import dmsae.service.webhook_tables
 from dmsae.errors import Conflict, NotFound, Unavailable
 from dmsae.service.database import Database
 from dmsae.service.migrating import is_current, migrate, unmigrate

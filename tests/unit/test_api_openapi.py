@@ -13,6 +13,8 @@ from api import (
     lineage_schemas,
     schemas,
     submission_schemas,
+    watching_schemas,
+    webhook_schemas,
 )
 from api.main import create_app
 from dmsae.service.requests import DistillationRequest, JobChanges, TrainingRequest, UploadRequest
@@ -43,6 +45,11 @@ ANSWERS = {
     control_schemas.PauseOut: control_schemas.PAUSE,
     control_schemas.OwnerOut: control_schemas.OWNER,
     control_schemas.OwnerList: control_schemas.OWNER_LIST,
+    watching_schemas.StepMetrics: watching_schemas.STEP_METRICS,
+    webhook_schemas.WebhookOut: webhook_schemas.WEBHOOK,
+    webhook_schemas.WebhookMadeOut: webhook_schemas.WEBHOOK_MADE,
+    webhook_schemas.WebhookSeenOut: webhook_schemas.WEBHOOK_SEEN,
+    webhook_schemas.WebhookList: webhook_schemas.WEBHOOK_LIST,
     latent_schemas.LatentList: latent_schemas.LATENT_LIST,
     latent_schemas.StoryOut: latent_schemas.STORY,
     latent_schemas.DescendantList: latent_schemas.DESCENDANT_LIST,
@@ -146,6 +153,11 @@ def test_every_call_of_the_design_is_there(document: dict[str, Any]) -> None:
         "GET /cores/{core_id}",
         "GET /cores/{lab}/{name}",
         "POST /cores/{core_id}/publish",
+        f"GET {job}/metrics",
+        "GET /webhooks",
+        "POST /webhooks",
+        "GET /webhooks/{webhook_id}",
+        "DELETE /webhooks/{webhook_id}",
         "GET /queue",
         "GET /keys",
         "POST /keys",

@@ -1,0 +1,231 @@
+"""Event streams and long-polls over two API processes: every event once, in order, and none held up."""
+
+import json
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from typing import Any, NamedTuple
+
+import httpx
+import pytest
+from sqlalchemy import text
+
+from dmsae.service import cancelling
+from dmsae.service.database import Database
+from dmsae.service.events import append_event
+from dmsae.service.jobs import list_events
+from dmsae.service.settings import Settings
+from dmsae.service.states import move_job
+from tests.conftest import RunningServices
+from tests.planting import fresh_class, plant_job
+from tests.serving import fresh_database, served
+
+STREAM = {"Accept": "text/event-stream"}
+LONG_S = 30
+N_STREAMS = 12
+"""Of one owner at most."""
+N_BUSY = (
+    "SELECT count(*) FROM pg_stat_activity "
+    "WHERE datname = current_database() AND state LIKE 'idle in transaction%'"
+)
+
+
+class Site(NamedTuple):
+    """Two replicas of the API on one database."""
+
+    one: httpx.Client
+    other: httpx.Client
+    database: Database
+
+    def plant(self) -> str:
+        return self.database.run(lambda session: plant_job(session, fresh_class()))
+
+    def tell(self, job_id: str, message: str) -> None:
+        self.database.run(lambda session: append_event(session, job_id, "told", message))
+
+    def cancel(self, job_id: str) -> None:
+        self.database.run(lambda session: cancelling.cancel_job(session, job_id))
+
+    def count_events(self, job_id: str) -> int:
+        return len(self.database.run(lambda session: list_events(session, job_id, after=0, limit=10_000)))
+
+
+@pytest.fixture(scope="module")
+def site(services: RunningServices) -> Iterator[Site]:
+    fields = {name.removeprefix("DMSAE_").lower(): value for name, value in services.env.items()}
+    with fresh_database(services) as url:
+        settings = Settings(**{**fields, "database_url": url, "streams_per_owner": str(N_STREAMS)})
+        database = Database(url, wake_up=str)
+        with served(settings) as one, served(settings) as other:
+            yield Site(one, other, database)
+        database.dispose()
+
+
+def lines_of(answer: httpx.Response) -> Iterator[dict[str, Any]]:
+    """The events of a stream, each with the id that stands before it."""
+    number = ""
+    for line in answer.iter_lines():
+        if line.startswith("id: "):
+            number = line.removeprefix("id: ")
+        elif line.startswith("data: "):
+            event = json.loads(line.removeprefix("data: "))
+            assert number == str(event["seq"])
+            yield event
+
+
+def stream(client: httpx.Client, job_id: str, *, last: int | None = None, most: int = 10**9) -> list[Any]:
+    headers = {**STREAM, **({} if last is None else {"Last-Event-ID": str(last)})}
+    found: list[Any] = []
+    with client.stream("GET", f"/jobs/{job_id}/events", headers=headers) as answer:
+        assert answer.status_code == 200
+        assert answer.headers["content-type"].startswith("text/event-stream")
+        began = time.monotonic()
+        for event in lines_of(answer):
+            found.append(event)
+            if len(found) == most or time.monotonic() - began > LONG_S:
+                break
+    return found
+
+
+def test_every_event_arrives_once_and_in_order_however_commits_interleave(site: Site) -> None:
+    job_id = site.plant()
+    with ThreadPoolExecutor(16) as threads:
+        streams = [threads.submit(stream, client, job_id) for client in site[:2] for _ in range(3)]
+        told = [threads.submit(site.tell, job_id, f"{i}") for i in range(60)]
+        for each in told:
+            each.result()
+        site.cancel(job_id)
+        found = [each.result(timeout=LONG_S) for each in streams]
+    n_events = site.count_events(job_id)
+    assert n_events > 60
+    for events in found:
+        assert [event["seq"] for event in events] == list(range(1, n_events + 1))
+    assert found[0][-1]["kind"] == "job_cancelled"
+    assert found[0] == site.one.get(f"/jobs/{job_id}/events?limit=1000").json()["items"]
+
+
+def test_a_stream_goes_on_behind_the_last_event_at_another_process(site: Site) -> None:
+    job_id = site.plant()
+    for i in range(20):
+        site.tell(job_id, f"{i}")
+    first = stream(site.one, job_id, most=7)
+    site.cancel(job_id)
+    rest = stream(site.other, job_id, last=first[-1]["seq"])
+    assert [event["seq"] for event in first + rest] == list(range(1, site.count_events(job_id) + 1))
+    seen_all = {**STREAM, "Last-Event-ID": str(rest[-1]["seq"])}
+    assert site.one.get(f"/jobs/{job_id}/events", headers=seen_all).status_code == 204
+
+
+def test_more_events_than_a_client_is_sent_at_once_all_arrive(site: Site) -> None:
+    job_id = site.plant()
+
+    def tell_many(session: Any) -> None:
+        for i in range(450):
+            append_event(session, job_id, "told", f"{i}", data={"filling": "x" * 500})
+
+    site.database.run(tell_many)
+    site.cancel(job_id)
+    found = stream(site.one, job_id)
+    assert [event["seq"] for event in found] == list(range(1, site.count_events(job_id) + 1))
+
+
+def test_streams_hold_no_transaction(site: Site) -> None:
+    job_ids = [site.plant() for _ in range(N_STREAMS)]
+    with ExitStack() as stack:
+        answers = [
+            stack.enter_context(site.one.stream("GET", f"/jobs/{job_id}/events", headers=STREAM))
+            for job_id in job_ids
+        ]
+        with site.database.session_scope() as session:
+            assert session.scalar(text(N_BUSY)) == 0
+        began = time.monotonic()
+        site.tell(job_ids[3], "now")
+        event = next(lines_of(answers[3]))
+        assert event["message"] == "now"
+        assert time.monotonic() - began < LONG_S
+    for job_id in job_ids:
+        site.cancel(job_id)
+
+
+def test_a_client_that_goes_away_frees_its_place(site: Site) -> None:
+    job_id = site.plant()
+    for _ in range(3):
+        with ExitStack() as stack:
+            answers = [
+                stack.enter_context(site.one.stream("GET", f"/jobs/{job_id}/events", headers=STREAM))
+                for _ in range(N_STREAMS)
+            ]
+            assert {answer.status_code for answer in answers} == {200}
+            refused = site.one.get(f"/jobs/{job_id}/events", headers=STREAM)
+            assert (refused.status_code, refused.json()["code"]) == (429, "quota_exceeded")
+            assert str(N_STREAMS) in refused.json()["detail"]
+            assert refused.headers["Retry-After"] == "5"
+        time.sleep(0.3)
+
+
+def test_a_stream_outlives_the_database_connection_of_its_process(site: Site) -> None:
+    job_id = site.plant()
+    kill = text(
+        "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity "
+        "WHERE datname = current_database() AND query LIKE '%jobs.event_seq%' AND pid <> pg_backend_pid()"
+    )
+    with ThreadPoolExecutor(1) as threads:
+        found = threads.submit(stream, site.one, job_id)
+        site.tell(job_id, "before")
+        time.sleep(1.5)
+        with site.database.session_scope() as session:
+            assert session.scalar(kill)
+        site.tell(job_id, "between")
+        site.cancel(job_id)
+        events = found.result(timeout=LONG_S)
+    assert [event["seq"] for event in events] == list(range(1, site.count_events(job_id) + 1))
+
+
+def test_a_stream_of_nothing_and_a_strange_last_event_are_refused(site: Site) -> None:
+    assert site.one.get("/jobs/job_none/events", headers=STREAM).status_code == 404
+    job_id = site.plant()
+    for last in ("x", "-1", "9223372036854775808", "1.5"):
+        answer = site.one.get(f"/jobs/{job_id}/events", headers={**STREAM, "Last-Event-ID": last})
+        assert (answer.status_code, answer.json()["code"]) == (422, "invalid_request")
+    page = site.one.get(f"/jobs/{job_id}/events", headers={"Last-Event-ID": "5"})
+    assert page.json() == {"items": [], "after": 5}
+
+
+def test_a_long_poll_is_answered_as_soon_as_the_job_changes(site: Site) -> None:
+    job_id = site.plant()
+    tag = site.one.get(f"/jobs/{job_id}").headers["ETag"]
+    threading.Timer(0.5, site.tell, (job_id, "news")).start()
+    began = time.monotonic()
+    answer = site.other.get(f"/jobs/{job_id}?wait=20", headers={"If-None-Match": tag})
+    assert 0.3 < time.monotonic() - began < 3
+    assert answer.status_code == 200
+    assert answer.headers["ETag"] != tag
+    at_once = site.one.get(f"/jobs/{job_id}?wait=20", headers={"If-None-Match": tag})
+    assert at_once.headers["ETag"] == answer.headers["ETag"]
+
+
+def test_a_long_poll_without_news_ends_with_304_and_needs_a_version_and_a_bound(site: Site) -> None:
+    job_id = site.plant()
+    tag = site.one.get(f"/jobs/{job_id}").headers["ETag"]
+    began = time.monotonic()
+    answer = site.one.get(f"/jobs/{job_id}?wait=0.5", headers={"If-None-Match": tag})
+    assert (answer.status_code, answer.headers["ETag"]) == (304, tag)
+    assert 0.4 < time.monotonic() - began < 2
+    without = site.one.get(f"/jobs/{job_id}?wait=5")
+    assert (without.status_code, without.json()["param"]) == (400, "wait")
+    for wait in ("-1", "61", "nan", "x"):
+        refused = site.one.get(f"/jobs/{job_id}?wait={wait}", headers={"If-None-Match": tag})
+        assert refused.status_code == 422
+
+
+def test_a_long_poll_sees_a_job_end(site: Site) -> None:
+    job_id = site.plant()
+    site.database.run(lambda session: move_job(session, job_id, "running"))
+    tag = site.one.get(f"/jobs/{job_id}").headers["ETag"]
+    threading.Timer(
+        0.3, lambda: site.database.run(lambda session: move_job(session, job_id, "failed"))
+    ).start()
+    answer = site.one.get(f"/jobs/{job_id}?wait=20", headers={"If-None-Match": tag})
+    assert answer.json()["state"] == "failed"
