@@ -8,6 +8,7 @@ from typing import Any, Self
 
 import httpx
 
+from dmsae.client.watching import Refused, follow
 from dmsae.errors import (
     BadRequest,
     Conflict,
@@ -89,6 +90,18 @@ class Client:
         if response.is_success:
             return dict(response.json()) if response.content else {}
         raise _error_of(response)
+
+    def follow(self, job_id: str, *, after: int = 0) -> Iterator[Answer]:
+        """Go through a job's events behind a number, each once and as it happens, until the job has ended.
+
+        Raises:
+            NotFound: there is no such job.
+            Unavailable: the API does not come back.
+        """
+        try:
+            yield from follow(self._http, job_id, after=after)
+        except Refused as refused:
+            raise _error_of(refused.response) from refused
 
     def pages(self, path: str, **query: Any) -> Iterator[Answer]:
         """Go through all items of a paged list."""
@@ -206,6 +219,14 @@ class Jobs:
     def events(self, job_id: str, *, after: int = 0) -> list[Answer]:
         """List what happened behind a sequence number."""
         return list(self._client.request("GET", f"/jobs/{job_id}/events", query={"after": after})["items"])
+
+    def watch(self, job_id: str, *, after: int = 0) -> Iterator[Answer]:
+        """Go through events as they happen, each once, until the job has ended; breaks are gone over.
+
+        Raises:
+            Unavailable: the API does not come back.
+        """
+        return self._client.follow(job_id, after=after)
 
     def logs(self, job_id: str) -> list[Answer]:
         """List the end of what each attempt's trainer printed."""

@@ -11,7 +11,11 @@ from typing import Any, NamedTuple
 import httpx
 import pytest
 from sqlalchemy import text
+from typer.testing import CliRunner
 
+from dmsae.cli import app
+from dmsae.client.client import Client
+from dmsae.errors import NotFound
 from dmsae.service import cancelling
 from dmsae.service.database import Database
 from dmsae.service.events import append_event
@@ -229,3 +233,18 @@ def test_a_long_poll_sees_a_job_end(site: Site) -> None:
     ).start()
     answer = site.one.get(f"/jobs/{job_id}?wait=20", headers={"If-None-Match": tag})
     assert answer.json()["state"] == "failed"
+
+
+def test_the_client_follows_a_job_to_its_end_and_the_command_line_ends_as_the_job_did(site: Site) -> None:
+    job_id = site.plant()
+    site.tell(job_id, "[one]")
+    url = str(site.one.base_url)
+    threading.Timer(1.0, site.cancel, (job_id,)).start()
+    shown = CliRunner().invoke(app, ["watch", job_id, "--url", url])
+    assert shown.exit_code == 3, shown.output
+    assert "[one]" in shown.output
+    with Client(url) as client:
+        seen = [event["seq"] for event in client.jobs.watch(job_id)]
+        assert seen == list(range(1, site.count_events(job_id) + 1))
+        with pytest.raises(NotFound):
+            next(client.jobs.watch("job_none"))
