@@ -1,5 +1,5 @@
 """`make bench`: the demo's phases; a step, the harvest and cycles beside their floors and peers; memory;
-how far scores agree with ablations; how fast the queue hands out cycles.
+how far scores agree with ablations; how fast the queue hands out cycles, and latents are found.
 
 One JSON object a line: name, value, unit, against, ratio, spread. The demo is run once, in a data folder of
 its own; `ratio` is the share of the whole demo, `spread` the smallest and largest cycle, where a phase
@@ -19,6 +19,7 @@ from typing import Any
 from bench.claims import claim_rows
 from bench.cycles import cycle_rows
 from bench.harvest import harvest_rows
+from bench.lineage import lineage_rows
 from bench.memory import memory_rows
 from bench.scores import score_rows
 from bench.step import gpu_step_rows, step_rows
@@ -33,6 +34,7 @@ GROUPS = (
     memory_rows,
     score_rows,
     claim_rows,
+    lineage_rows,
 )
 
 

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from dmsae.commands import jobs, keys, owners, queue, watching
+from dmsae.commands import jobs, keys, latents, owners, queue, watching
 from dmsae.commands.options import DEFAULT_DATA, Data, Key, Url, api_url, database_url, in_database
 from dmsae.errors import Conflict, DmsaeError, InvalidConfig, NotFound
 
@@ -24,6 +24,9 @@ app.add_typer(keys.keys_app, name="keys")
 app.add_typer(owners.owners_app, name="owners")
 app.add_typer(jobs.job_app, name="job")
 app.add_typer(queue.queue_app, name="queue")
+app.command("lineage")(latents.show_lineage)
+app.command("latent")(latents.show_latent)
+app.command("latents")(latents.list_latents)
 app.command("watch")(watching.watch_job)
 app.command("retry")(jobs.retry_job)
 app.command("clone")(jobs.clone_job)

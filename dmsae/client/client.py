@@ -9,6 +9,7 @@ from typing import Any, Self
 import httpx
 
 from dmsae.client.watching import Refused, follow
+from dmsae.client.latents import Cores, Latents
 from dmsae.errors import (
     BadRequest,
     Conflict,
@@ -50,6 +51,8 @@ class Client:
         self.jobs = Jobs(self)
         self.groups = Groups(self)
         self.uploads = Uploads(self)
+        self.latents = Latents(self)
+        self.cores = Cores(self)
 
     def __enter__(self) -> Self:
         return self

@@ -16,7 +16,6 @@ from sqlalchemy import (
     ColumnElement,
     Double,
     FromClause,
-    Select,
     and_,
     false,
     func,
@@ -33,8 +32,9 @@ from sqlalchemy.types import TypeEngine
 from dmsae.errors import BadRequest, FieldProblem, InvalidConfig
 from dmsae.service.core_tables import SORT_KEYS
 from dmsae.service.jobs import find_job
+from dmsae.service.lineage import find_core_ids
 from dmsae.service.paging import Page, decode_cursor, encode_cursor
-from dmsae.service.tables import Core, CoreLatent, Cycle, Job, Latent
+from dmsae.service.tables import CoreLatent, Job, Latent
 
 Order = Literal["oldest", "newest", "times_selected", "last_share", "max_share"]
 """The first two by when a latent was recorded, the others by their column, the largest first."""
@@ -115,9 +115,11 @@ def _look_at(
         query = query.order_by(*ordered).limit(stretch)
     seen = query.cte("seen").prefix_with("MATERIALIZED")
     is_end = seen.c.number == (stretch if is_bounded else 0)
-    rows = select(Latent, seen.c.is_wanted, seen.c.key, is_end).join(seen, seen.c.id == Latent.id)
-    rows = rows.where(or_(seen.c.is_wanted, is_end)).order_by(seen.c.number).limit(limit + 1)
-    return list(session.execute(rows))
+    chosen = select(seen, is_end.label("is_end")).where(or_(seen.c.is_wanted, is_end))
+    chosen_first = chosen.order_by(seen.c.number).limit(limit + 1).subquery("chosen")
+    told = chosen_first.c
+    rows = select(Latent, told.is_wanted, told.key, told.is_end).join(chosen_first, told.id == Latent.id)
+    return list(session.execute(rows.order_by(told.number)))
 
 
 def _source(session: Session, wanted: LatentFilter) -> tuple[FromClause, bool]:
@@ -130,25 +132,20 @@ def _source(session: Session, wanted: LatentFilter) -> tuple[FromClause, bool]:
         raise InvalidConfig([FieldProblem("origin_cycle", wanted.origin_cycle, rule)])
     job = None if wanted.job_id is None else find_job(session, wanted.job_id)
     query = select(Latent.__table__)
+    is_held = job is not None and job.kind != "distillation"
     own = {wanted.origin_job_id, job.id if job is not None and job.kind == "distillation" else None} - {None}
     if len(own) > 1:
         return query.where(false()).cte("latents"), False
     query = query.where(*(Latent.origin_job_id == job_id for job_id in own))
     if wanted.origin_cycle is not None:
         query = query.where(Latent.origin_cycle == wanted.origin_cycle)
-    is_held = job is not None and job.kind != "distillation"
-    if is_held:
-        held = select(CoreLatent.latent_id).where(CoreLatent.core_id.in_(_cores_of(wanted.job_id)))
+    if is_held and job is not None:
+        core_ids = find_core_ids(session, job.id)
+        held = select(CoreLatent.latent_id).where(CoreLatent.core_id.in_(core_ids))
         query = query.where(Latent.id.in_(held))
     if is_held or wanted.origin_cycle is not None:
         return query.cte("latents").prefix_with("MATERIALIZED"), False
     return query.subquery("latents"), True
-
-
-def _cores_of(job_id: str | None) -> Select[str]:
-    """Give the cores that a job's cycles were given or selected."""
-    cycle = select(Cycle.id).where(Cycle.job_id == job_id)
-    return select(Core.id).where(or_(Core.cycle_id.in_(cycle), Core.given_cycle_id.in_(cycle)))
 
 
 def _is_wanted(source: FromClause, wanted: LatentFilter) -> ColumnElement[bool]:

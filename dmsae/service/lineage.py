@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from sqlalchemy import or_, select
+from sqlalchemy import select, union_all
 from sqlalchemy.orm import Session
 
 from dmsae.errors import NotFound
@@ -77,6 +77,15 @@ def find_given(session: Session, job_id: str) -> Core | None:
     return session.scalars(query).one_or_none()
 
 
+def find_core_ids(session: Session, job_id: str) -> list[str]:
+    """Give the ids of all cores that cycles of a job selected or were given."""
+    selected, given = (
+        select(Core.id).join(Cycle, Cycle.id == cycle_id).where(Cycle.job_id == job_id)
+        for cycle_id in (Core.cycle_id, Core.given_cycle_id)
+    )
+    return list(session.scalars(union_all(selected, given)))
+
+
 def view_core(
     session: Session,
     job_id: str,
@@ -118,12 +127,7 @@ def list_lineage(
         BadRequest: the cursor is malformed.
     """
     find_job(session, job_id)
-    held = (
-        select(CoreLatent.latent_id)
-        .join(Core, Core.id == CoreLatent.core_id)
-        .join(Cycle, or_(Cycle.id == Core.cycle_id, Cycle.id == Core.given_cycle_id))
-        .where(Cycle.job_id == job_id)
-    )
+    held = select(CoreLatent.latent_id).where(CoreLatent.core_id.in_(find_core_ids(session, job_id)))
     query = select(Latent).where(Latent.id.in_(held)).order_by(Latent.id).limit(limit + 1)
     if cursor is not None:
         query = query.where(Latent.id > decode_cursor(cursor, int)[0])

@@ -10,12 +10,13 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, NamedTuple
 
-from sqlalchemy import ColumnElement, Select, func, or_, select, tuple_, update
+from sqlalchemy import ColumnElement, Select, func, select, tuple_, update
 from sqlalchemy.orm import Session, aliased
 
 from dmsae.errors import BadRequest, Conflict, FieldProblem, Forbidden, InvalidConfig, NotFound
 from dmsae.service.events import append_event
 from dmsae.service.jobs import find_job
+from dmsae.service.lineage import find_core_ids
 from dmsae.service.paging import Page, decode_cursor, make_page
 from dmsae.service.states import lock_job
 from dmsae.service.tables import Core, Cycle, Job, Owner
@@ -191,8 +192,7 @@ def _conditions(session: Session, wanted: CoreListFilter) -> list[ColumnElement[
     conditions: list[ColumnElement[bool]] = [Job.deleted_at.is_(None)]
     if wanted.job_id is not None:
         find_job(session, wanted.job_id)
-        cycle = select(Cycle.id).where(Cycle.job_id == wanted.job_id)
-        conditions.append(or_(Core.cycle_id.in_(cycle), Core.given_cycle_id.in_(cycle)))
+        conditions.append(Core.id.in_(find_core_ids(session, wanted.job_id)))
     if wanted.name is not None:
         if wanted.is_published is False:
             rule = "only published cores have one: leave it out, or is_published"

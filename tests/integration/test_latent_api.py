@@ -2,6 +2,7 @@
 
 import csv
 import io
+import json
 from collections.abc import Iterator
 from typing import Any
 
@@ -9,7 +10,10 @@ import httpx
 import pytest
 from pyarrow import parquet
 from sqlalchemy import delete, text, update
+from typer.testing import CliRunner
 
+from dmsae import cli
+from dmsae.client.client import Client
 from dmsae.errors import DatabaseRefused, Deleted
 from dmsae.service import keys, purging
 from dmsae.service.claims import StoredFile
@@ -292,3 +296,29 @@ def test_a_training_refers_to_a_published_core_by_its_name(lab: Lab) -> None:
     own = lab.get(f"/trainings/{training}/core")["core_id"]
     (made,) = [core["core_id"] for core in given if core["core_id"] != own]
     assert lab.publish(made, "lab/given", 409)["code"] == "conflict"
+
+
+def test_the_command_line_shows_lineage_one_latent_and_latents(lab: Lab) -> None:
+    training = lab.train()
+    url = ["--url", str(lab.api.base_url)]
+
+    def said(*arguments: str) -> str:
+        done = CliRunner().invoke(cli.app, [*arguments, *url], env={"COLUMNS": "200"})
+        assert done.exit_code == 0, done.output
+        return done.output
+
+    latent_id = f"{lab.source}.0.3"
+    lines = [json.loads(line) for line in said("lineage", training, "--json").splitlines()]
+    assert [line["latent_id"] for line in lines] == [latent_id, f"{lab.source}.1.20", f"{training}.0.7"]
+    assert json.loads(said("latent", latent_id, "--json")) == lab.get(f"/latents/{latent_id}")
+    assert "given (selected)" in said("latent", latent_id)
+    chosen = said("latents", "--origin-job", lab.source, "--alive", "--order", "oldest", "--json")
+    assert [json.loads(line)["latent_id"] for line in chosen.splitlines()] == [
+        latent_id,
+        f"{lab.source}.1.20",
+    ]
+    assert latent_id in said("latents", "--min-times-selected", "3")
+    assert "0, 1, 2" in said("lineage", lab.source)
+    with Client(str(lab.api.base_url)) as client:
+        published = client.cores.publish(lab.core_of(0), "lab/tiny")
+        assert list(client.cores.find(name="lab/tiny")) == [client.cores.get("lab/tiny@1")] == [published]

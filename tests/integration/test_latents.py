@@ -1,17 +1,22 @@
 """Latents of the whole lab, found by every filter in every order, and the story of one."""
 
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from itertools import count
 from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from sqlalchemy import insert, select
+from sqlalchemy import event, insert, select
+from sqlalchemy.orm import Session
 
+from bench.lineage_rows import ROWS_EACH, plant
+from dmsae.errors import BadRequest, InvalidConfig, NotFound
 from dmsae.service import latents
 from dmsae.service.core_tables import SORT_KEYS
 from dmsae.service.database import Database
+from dmsae.service.latent_stories import tell_story
 from dmsae.service.latents import LatentFilter, list_latents
 from dmsae.service.tables import Core, CoreLatent, Cycle, Job, Latent
 from tests.conftest import RunningServices
@@ -141,3 +146,101 @@ def test_every_filter_in_every_order_gives_what_a_plain_search_gives(
     }
     wanted = LatentFilter(**named)
     assert read_all(planted, wanted, order, limit) == found_plainly(planted, wanted, order)
+
+
+def test_a_page_is_of_its_order_and_a_cycle_is_of_a_job(planted: Database) -> None:
+    with planted.session_scope() as session:
+        cursor = list_latents(session, LatentFilter(), order="max_share", limit=3).next_cursor
+        for order in ("newest", "times_selected", "last_share"):
+            with pytest.raises(BadRequest):
+                list_latents(session, LatentFilter(), order=order, cursor=cursor)
+        with pytest.raises(InvalidConfig, match="origin_job_id"):
+            list_latents(session, LatentFilter(origin_cycle=1))
+        with pytest.raises(NotFound):
+            list_latents(session, LatentFilter(job_id="job_none"))
+
+
+def test_every_latent_stands_in_one_page_while_others_are_added(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(latents, "STRETCH", 4)
+    plant_latents(database, 0)
+    wanted, seeds = LatentFilter(is_alive=True), count(1)
+    for order in ORDERS:
+        before = found_plainly(database, wanted, order)
+        seen: list[str] = []
+        cursor = None
+        for number in range(1000):
+            with database.session_scope() as session:
+                page = list_latents(session, wanted, order=order, cursor=cursor, limit=3)
+            seen += [latent.public_id for latent in page.items]
+            cursor = page.next_cursor
+            if cursor is None:
+                break
+            if number < 5:
+                plant_latents(database, next(seeds), n_jobs=1, n_each=4)
+        assert len(set(seen)) == len(seen)
+        assert [name for name in seen if name in set(before)] == before
+
+
+@pytest.fixture(scope="module")
+def many(services: RunningServices) -> Iterator[Database]:
+    with fresh_database(services) as url:
+        plant(url.replace("+psycopg", ""), n_rows=12 * ROWS_EACH)
+        database = Database(url, wake_up=lambda _: None)
+        yield database
+        database.dispose()
+
+
+def plans_of(database: Database, ask: Callable[[Session], object]) -> str:
+    """How Postgres does all that a use case asks it, with these very values."""
+    asked: list[tuple[str, Any]] = []
+    with database.session_scope() as session:
+        connection = session.connection()
+        listener = lambda _c, _cur, statement, values, *_: asked.append((statement, values))  # noqa: E731
+        event.listen(connection, "before_cursor_execute", listener)
+        ask(session)
+        event.remove(connection, "before_cursor_execute", listener)
+        with session.connection().connection.cursor() as cursor:
+            lines = [
+                line
+                for statement, values in asked
+                for (line,) in cursor.execute(f"EXPLAIN {statement}", values).fetchall()
+            ]
+    return "\n".join(lines)
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_every_order_is_read_along_its_index(many: Database, order: Any) -> None:
+    job_id = f"job_{3:032x}"
+    index = {"oldest": "pk_latents", "newest": "pk_latents"}.get(order, f"ix_latents_{order}")
+    own = "latents_origin_"
+    """Any that begins with the job: of a small one's latents it may be cheaper to sort them."""
+    with many.session_scope() as session:
+        cursor = list_latents(session, LatentFilter(), order=order).next_cursor
+    for wanted, used in (
+        (LatentFilter(), index),
+        (LatentFilter(min_times_selected=9, is_alive=True, min_max_share=0.01), index),
+        (LatentFilter(origin_job_id=job_id, is_alive=False), own),
+    ):
+        for after in (None, cursor):
+            plans = plans_of(
+                many,
+                lambda session: list_latents(session, wanted, order=order, cursor=after, limit=20),  # noqa: B023
+            )
+            assert used in plans
+            assert "Seq Scan on latents" not in plans
+
+
+def test_a_story_and_a_trainings_latents_are_read_by_index_alone(many: Database) -> None:
+    job_id = f"job_{5:032x}"
+    plans = plans_of(many, lambda session: tell_story(session, f"{job_id}.49.1170"))
+    assert "ix_core_latents_latent_id" in plans
+    assert "Seq Scan on latents" not in plans
+    training = f"job_{1_000_000_051:032x}"
+    plans += plans_of(many, lambda session: list_latents(session, LatentFilter(job_id=training)))
+    assert "Seq Scan on core_latents" not in plans
+    with many.session_scope() as session:
+        story = tell_story(session, f"{job_id}.49.1170")
+    assert [len(path.selections) for path in story.descendants.items] == [0, 0, 0, 0, 0]
+    assert len(story.own.selections) == 1

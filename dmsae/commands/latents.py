@@ -1,0 +1,128 @@
+"""`dmsae lineage`, `latent` and `latents`: what became of a job's latents, of one, and which there are."""
+
+import json
+from collections.abc import Iterable
+from itertools import islice
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from dmsae.commands.options import DEFAULT_DATA, Data, JobId, Key, Url, api_url
+
+AsJson = Annotated[bool, typer.Option("--json", help="As JSON, one object a line where there are several.")]
+Most = Annotated[int, typer.Option("--most", min=1, help="Stop after so many.")]
+
+
+def show_lineage(
+    job_id: JobId, as_json: AsJson = False, url: Url = None, key: Key = None, data: Data = DEFAULT_DATA
+) -> None:
+    """Show every latent that a job's cores held: where it was learned, and which cycles selected it."""
+    from dmsae.client.client import Client
+
+    with Client(api_url(url, data), key) as client:
+        found = client.latents.of_job(job_id)
+        if as_json:
+            _print_lines(found)
+            return
+        table = Table("latent", "selected in cycles", "times", "dropped", "last share")
+        for latent in found:
+            cycles = ", ".join(str(place["cycle_index"]) for place in latent["path"])
+            told = (cycles, latent["times_selected"], latent["dropped_at"], latent["last_share"])
+            table.add_row(latent["latent_id"], *map(_cell, told))
+        Console().print(table)
+
+
+def show_latent(
+    latent_id: Annotated[str, typer.Argument(help="Id of the latent: JOB.CYCLE.INDEX.")],
+    as_json: AsJson = False,
+    url: Url = None,
+    key: Key = None,
+    data: Data = DEFAULT_DATA,
+) -> None:
+    """Tell one latent's whole story: selections, who descends from it, and who matches it."""
+    from dmsae.client.client import Client
+
+    with Client(api_url(url, data), key) as client:
+        story = client.latents.get(latent_id)
+    if as_json:
+        typer.echo(json.dumps(story, indent=2))
+        return
+    console = Console()
+    console.print(f"{latent_id}: learned in cycle {story['origin_cycle']} of {story['origin_job_id']}")
+    console.print(_path_table([story["own"], *story["descendants"]]))
+    if story["matches"]:
+        table = Table("matched", "decoder cosine", "firing correlation", "by chance")
+        for match in story["matches"]:
+            told = (match["decoder_cosine"], match["firing_correlation"], match["best_cosine_random"])
+            table.add_row(match["latent_id"], *map(_cell, told))
+        console.print(table)
+
+
+def list_latents(
+    job: Annotated[str | None, typer.Option("--job", help="Held by a core of this job.")] = None,
+    origin_job: Annotated[str | None, typer.Option("--origin-job", help="Learned by this job.")] = None,
+    origin_cycle: Annotated[int | None, typer.Option("--origin-cycle", min=0)] = None,
+    kind: Annotated[str | None, typer.Option("--kind", help="learned, random_directions, ...")] = None,
+    min_times: Annotated[int | None, typer.Option("--min-times-selected", min=0)] = None,
+    min_last_share: Annotated[float | None, typer.Option("--min-last-share")] = None,
+    min_max_share: Annotated[float | None, typer.Option("--min-max-share")] = None,
+    alive: Annotated[bool | None, typer.Option("--alive/--dropped", help="Still in its core.")] = None,
+    order: Annotated[
+        str, typer.Option("--order", help="newest, oldest, times_selected, last_share or max_share.")
+    ] = "newest",
+    most: Most = 50,
+    as_json: AsJson = False,
+    url: Url = None,
+    key: Key = None,
+    data: Data = DEFAULT_DATA,
+) -> None:
+    """List latents of the whole lab."""
+    from dmsae.client.client import Client
+
+    filters = {
+        "job_id": job,
+        "origin_job_id": origin_job,
+        "origin_cycle": origin_cycle,
+        "origin_kind": kind,
+        "min_times_selected": min_times,
+        "min_last_share": min_last_share,
+        "min_max_share": min_max_share,
+        "is_alive": alive,
+        "order": order,
+    }
+    with Client(api_url(url, data), key) as client:
+        found = islice(client.latents.find(**filters), most)
+        if as_json:
+            _print_lines(found)
+            return
+        names = ("times_selected", "last_cycle", "dropped_at", "last_share", "max_share")
+        table = Table("latent", "kind", *(name.replace("_", " ") for name in names))
+        for latent in found:
+            table.add_row(
+                latent["latent_id"], latent["origin_kind"], *(_cell(latent[name]) for name in names)
+            )
+        Console().print(table)
+
+
+def _path_table(paths: list[dict[str, Any]]) -> Table:
+    table = Table("job", "owner", "cycle", "rank", "score", "share", "cosine", "what")
+    measured = ("cycle_index", "rank", "score", "share")
+    for path in paths:
+        given = [] if path["given"] is None else [(path["given"], f"given ({path['given']['core_kind']})")]
+        selected = [(place, place["published_as"] or "selected") for place in path["selections"]]
+        dropped = [(drop, "dropped") for drop in path["drops"]]
+        for place, what in given + selected + dropped:
+            told = [*(place[name] for name in measured), place.get("decoder_cosine")]
+            table.add_row(path["job_id"], path["owner"], *map(_cell, told), what)
+    return table
+
+
+def _cell(value: Any) -> str:
+    return "" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _print_lines(found: Iterable[dict[str, Any]]) -> None:
+    for entry in found:
+        typer.echo(json.dumps(entry))
