@@ -47,6 +47,7 @@ def test_a_cycle_that_does_not_fit_succeeds_on_another_machine(crew: Crew, small
     os.kill(other.pid, signal.SIGSTOP)
     job_id = crew.plant(size_bytes=DISK_BYTES + 1)
     small = [crew.plant() for _ in range(2)]
+    crew.env["DMSAE_IDLE_WAKE_S"] = "5"  # so that it rests for 15 s, within which the other one surely wakes
     crew.begin_worker("cpu:0", before=small_disk)
     wait_for(lambda: crew.outcomes(job_id) == ["crashed"], seconds=30, what="the disk is full")
     os.kill(other.pid, signal.SIGCONT)
