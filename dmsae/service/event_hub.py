@@ -235,6 +235,7 @@ class _Ears:
         self._called.setblocking(False)
         self._caller.setblocking(False)
         self._connection: Connection | None = None
+        self._driver: psycopg.Connection | None = None
 
     def wake(self) -> None:
         """Let the thread look now; from any thread."""
@@ -245,15 +246,16 @@ class _Ears:
         """Give the connection, which is no part of the pool: it stays open and listens."""
         if self._connection is None:
             self._connection = database.engine.connect().execution_options(isolation_level="AUTOCOMMIT")
+            self._driver = cast("psycopg.Connection", self._connection.connection.driver_connection)
             self._connection.detach()
             self._connection.execute(text(f"LISTEN {EVENTS_CHANNEL}"))
         return self._connection
 
     def drop(self) -> None:
         """Forget the connection, whatever state it is in."""
-        driver = self._driver()
-        if driver is not None:
-            driver.close()  # it is no part of the pool, which would do it
+        if self._driver is not None:
+            self._driver.close()  # it is no part of the pool, which would do it
+            self._driver = None
         if self._connection is not None:
             self._connection.invalidate()
             self._connection.close()
@@ -263,25 +265,19 @@ class _Ears:
         """Sleep until Postgres or `wake` says that there may be news; a deaf one sleeps it out."""
         with selectors.DefaultSelector() as selector:
             selector.register(self._called, selectors.EVENT_READ)
-            driver = self._driver()
-            if driver is not None:
-                selector.register(driver.fileno(), selectors.EVENT_READ)
+            if self._driver is not None and not self._driver.closed:
+                selector.register(self._driver.fileno(), selectors.EVENT_READ)
             selector.select(timeout_s)
         with contextlib.suppress(BlockingIOError):
             self._called.recv(4096)
         if is_deaf:
             time.sleep(LOOK_AT_MOST_EVERY_S)
-        elif driver is not None:
+        elif self._driver is not None and not self._driver.closed:
             with contextlib.suppress(psycopg.Error):
-                list(driver.notifies(timeout=0))
+                list(self._driver.notifies(timeout=0))
 
     def close(self) -> None:
         """Close the connection and both ends of the call."""
         self.drop()
         self._called.close()
         self._caller.close()
-
-    def _driver(self) -> psycopg.Connection | None:
-        if self._connection is None or self._connection.invalidated:
-            return None
-        return cast("psycopg.Connection", self._connection.connection.driver_connection)

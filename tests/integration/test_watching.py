@@ -34,6 +34,11 @@ N_BUSY = (
     "SELECT count(*) FROM pg_stat_activity "
     "WHERE datname = current_database() AND state LIKE 'idle in transaction%'"
 )
+KILL_HUBS = text(
+    "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE datname = current_database() "
+    "AND pid <> pg_backend_pid() AND (query LIKE '%jobs.event_seq%' OR query LIKE 'LISTEN%'"
+    " OR query LIKE '%unnest%')"
+)
 
 
 class Site(NamedTuple):
@@ -62,8 +67,10 @@ def site(services: RunningServices) -> Iterator[Site]:
     with fresh_database(services) as url:
         settings = Settings(**{**fields, "database_url": url, "streams_per_owner": str(N_STREAMS)})
         database = Database(url, wake_up=str)
-        with served(settings) as one, served(settings) as other:
-            yield Site(one, other, database)
+        with served(settings) as one:
+            assert one.get("/healthz").status_code == 200  # two at once would build FastAPI's fields together
+            with served(settings) as other:
+                yield Site(one, other, database)
         database.dispose()
 
 
@@ -171,19 +178,27 @@ def test_a_client_that_goes_away_frees_its_place(site: Site) -> None:
 
 def test_a_stream_outlives_the_database_connection_of_its_process(site: Site) -> None:
     job_id = site.plant()
-    kill = text(
-        "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity "
-        "WHERE datname = current_database() AND query LIKE '%jobs.event_seq%' AND pid <> pg_backend_pid()"
-    )
     with ThreadPoolExecutor(1) as threads:
         found = threads.submit(stream, site.one, job_id)
         site.tell(job_id, "before")
         time.sleep(1.5)
         with site.database.session_scope() as session:
-            assert session.scalar(kill)
+            assert session.scalar(KILL_HUBS)
         site.tell(job_id, "between")
         site.cancel(job_id)
         events = found.result(timeout=LONG_S)
+    assert [event["seq"] for event in events] == list(range(1, site.count_events(job_id) + 1))
+
+
+def test_a_connection_that_is_lost_while_nobody_watches_is_made_anew(site: Site) -> None:
+    site.cancel(job_id := site.plant())
+    assert stream(site.one, job_id)
+    time.sleep(0.3)
+    with site.database.session_scope() as session:
+        assert session.scalar(KILL_HUBS)
+    time.sleep(2.5)
+    site.cancel(job_id := site.plant())
+    events = stream(site.one, job_id)
     assert [event["seq"] for event in events] == list(range(1, site.count_events(job_id) + 1))
 
 
