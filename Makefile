@@ -1,6 +1,6 @@
 # Two commands for a fresh machine: `make demo` and `make test`. `make help` lists the rest.
 .DEFAULT_GOAL := help
-.PHONY: help demo test check lint types contracts interop faults kernels wheels bench experiment clean
+.PHONY: help demo test check lint types contracts interop faults fuzz contract kernels wheels bench experiment clean
 
 VENV ?= .venv
 PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do \
@@ -54,6 +54,12 @@ check: lint types contracts interop kernels  ## All of the above, and the tests 
 
 faults: $(VENV)/.dev  ## Pass the fault tests, with 200 kills at random moments (up to 45 minutes)
 	DMSAE_FAULTS=full DMSAE_FAULT_KILLS=200 $(BIN)/python -m pytest tests/faults
+
+fuzz: $(VENV)/.dev  ## Send thousands of hostile and made-up requests to every call (EXAMPLES=200 of each kind)
+	DMSAE_FUZZ=$(or $(EXAMPLES),200) $(BIN)/python -m pytest tests/integration/test_api_fuzz.py tests/integration/test_api_corpus.py
+
+contract: $(VENV)/.dev  ## Store the OpenAPI document anew, as clients may rely on it
+	$(BIN)/python -m api.contract
 
 wheels: $(VENV)/.dev  ## Ask the index for which systems it holds a wheel of every pinned package (minutes)
 	$(BIN)/python -m tests.wheel_matrix
