@@ -109,7 +109,7 @@ def test_after_its_host_was_lost(crew: Crew) -> None:
     os.killpg(worker.pid, signal.SIGKILL)
     os.kill(trainer, signal.SIGKILL)
     worker.wait(5)
-    crew.start_worker("cpu:1")
+    crew.begin_worker("cpu:1")
     assert_cancelled(crew, job_id, confirmed_by="lease")
     assert not psutil.pid_exists(trainer)
     crew.wait_until(crew.plant(), "succeeded", seconds=20)

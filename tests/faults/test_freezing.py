@@ -18,8 +18,8 @@ from tests.faults.crew import Crew, in_full, wait_for
 HEARTBEAT_S = 0.5
 STOPPING_S = 1.5
 """What it takes beside one heartbeat to end a trainer, on a machine that is busy."""
-OF_PROCESSES = ("workers", "queue_snapshots")
-"""Tables that say which workers are there, and what waits: they change all the time."""
+OF_PROCESSES = ("workers", "queue_snapshots", "action_tallies")
+"""Tables that say which workers are there, what waits and what sweepers did: they change all the time."""
 
 
 @contextmanager
