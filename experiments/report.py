@@ -6,9 +6,6 @@ from pathlib import Path
 from experiments.plan import ARMS, Plan
 from experiments.results import FIGURES, Estimate, Record, differences, of_arm
 
-CLEAR = 2.0
-"""A difference counts as one from so many standard errors on."""
-
 
 def write(plan: Plan, found: Record, figures: list[Path]) -> str:
     """Write the report as Markdown."""
@@ -43,6 +40,8 @@ def _table(plan: Plan, records: list[Record], *, core_sparsity: str, k: int) -> 
 
 def _verdicts(plan: Plan, records: list[Record], *, core_sparsity: str, k: int) -> Iterator[str]:
     """Compare the distilled core with each control, seed by seed."""
+    yield "Differences seed by seed with 95% intervals (Student's t, not corrected for their number):"
+    yield ""
     ours = of_arm(records, arm="distilled", core_sparsity=core_sparsity, k=k)
     for arm in plan.arms:
         if arm == "distilled":
@@ -54,12 +53,12 @@ def _verdicts(plan: Plan, records: list[Record], *, core_sparsity: str, k: int) 
 
 
 def _verdict(difference: Estimate) -> str:
-    mean, se = difference
+    mean, half_width = difference.mean, difference.half_width
     told = f"CE increase of the most nested prefix {mean:+.3f} nats"
-    if se is None:
+    if half_width is None:
         return f"{told}, of one seed: nothing can be said of chance"
-    told = f"{told} ± {se:.3f}"
-    if abs(mean) < CLEAR * se:
+    told = f"{told} ± {half_width:.3f}"
+    if abs(mean) < half_width:
         return f"{told}, no difference that these seeds can show"
     return f"{told}, the distilled core is {'better' if mean < 0 else 'worse'}"
 

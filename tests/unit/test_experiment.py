@@ -43,11 +43,12 @@ def found(of_distilled: list[float], of_others: list[float]) -> Record:
     [
         ([0.10, 0.20, 0.30], [0.30, 0.41, 0.49], "the distilled core is better"),
         ([0.30, 0.41, 0.49], [0.10, 0.20, 0.30], "the distilled core is worse"),
+        ([0.10, 0.20, 0.30], [0.13, 0.24, 0.31], "no difference that these seeds can show"),
         ([0.10, 0.50, 0.30], [0.30, 0.31, 0.29], "no difference that these seeds can show"),
         ([0.10], [0.30], "of one seed: nothing can be said of chance"),
     ],
 )
-def test_a_verdict_needs_two_standard_errors_of_the_differences_seed_by_seed(
+def test_a_verdict_needs_an_interval_of_the_differences_seed_by_seed_that_leaves_out_zero(
     of_distilled: list[float], of_others: list[float], verdict: str
 ) -> None:
     lines = report.write(PLAN, found(of_distilled, of_others), []).splitlines()
@@ -57,9 +58,14 @@ def test_a_verdict_needs_two_standard_errors_of_the_differences_seed_by_seed(
 
 
 def test_a_mean_over_seeds_has_the_standard_error_of_the_mean() -> None:
-    assert Estimate.of([1.0, 2.0, 3.0, None]) == (2.0, pytest.approx(1 / 3**0.5))
-    assert Estimate.of([1.0]) == (1.0, None)
+    assert Estimate.of([1.0, 2.0, 3.0, None]) == (2.0, pytest.approx(1 / 3**0.5), 3)
+    assert Estimate.of([1.0]) == (1.0, None, 1)
     assert Estimate.of([None]) is None
+
+
+def test_half_an_interval_of_three_seeds_is_4_3_standard_errors_as_tables_of_student_have_it() -> None:
+    assert Estimate(0.0, 1.0, 3).half_width == pytest.approx(4.303, abs=1e-3)
+    assert Estimate(0.0, None, 1).half_width is None
 
 
 def test_every_figure_is_drawn_and_the_same_records_give_the_same_bytes(tmp_path: Path) -> None:
