@@ -16,6 +16,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from api.errors import problem
 from api.json_bodies import find_fault
 from dmsae.service.ids import new_id
+from dmsae.version import VERSION, VERSION_HEADER
 
 log = structlog.get_logger()
 
@@ -124,12 +125,14 @@ async def _discard(receive: Receive) -> None:
 
 
 def _noted(scope: Scope, send: Send) -> Send:
-    """Put the request's id into its answer, and what was answered into the log."""
+    """Put the request's id and this version into its answer, and what was answered into the log."""
     began = time.monotonic()
 
     async def send_noted(message: Message) -> None:
         if message["type"] == "http.response.start":
-            MutableHeaders(scope=message)["X-Request-ID"] = scope["request_id"]
+            headers = MutableHeaders(scope=message)
+            headers["X-Request-ID"] = scope["request_id"]
+            headers[VERSION_HEADER] = VERSION
             seconds = round(time.monotonic() - began, 3)
             caller = scope.get("caller")
             made = Headers(raw=message["headers"]).get("location")

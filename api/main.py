@@ -39,6 +39,7 @@ from dmsae.service.event_hub import EventHub
 from dmsae.service.objects import ObjectStore
 from dmsae.service.queue import WakeUps, make_celery
 from dmsae.service.settings import Settings, load_settings
+from dmsae.version import VERSION
 
 DESCRIPTION = """
 Trains Distilled Matryoshka Sparse Autoencoders cycle by cycle, and tells of each core latent which cycle it
@@ -64,7 +65,7 @@ def create_app(settings: Settings) -> FastAPI:
 
     app = DocumentedApi(
         title="DMSAE",
-        version="0.1.0",
+        version=VERSION,
         description=DESCRIPTION,
         lifespan=lifespan,
         dependencies=[Depends(refuse_unknown_query)],

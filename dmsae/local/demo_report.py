@@ -11,7 +11,8 @@ from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
-from dmsae.client.client import Answer, Client, is_loopback
+from dmsae.client.answers import is_loopback
+from dmsae.client.client import Answer, Client
 from dmsae.errors import DmsaeError, Unavailable
 
 N_STRONGEST = 10

@@ -109,9 +109,9 @@ def test_down_names_a_folder_that_is_not_there(tmp_path: Path) -> None:
 def client_that_gets(status: int, document: object) -> Iterator[Client]:
     """Give a client whose every request gets this answer."""
     with Client("http://127.0.0.1:1") as client:
-        client._http.close()
+        client._sender.http.close()
         answer = httpx.MockTransport(lambda _: httpx.Response(status, json=document))
-        client._http = httpx.Client(base_url="http://127.0.0.1:1", transport=answer)
+        client._sender.http = httpx.Client(base_url="http://127.0.0.1:1", transport=answer)
         yield client
 
 
@@ -147,8 +147,8 @@ def test_an_api_that_does_not_answer_is_unavailable() -> None:
 def test_pages_are_read_to_the_end() -> None:
     pages = {None: {"items": [1, 2], "next_cursor": "b"}, "b": {"items": [3], "next_cursor": None}}
     with Client("http://127.0.0.1:1") as client:
-        client._http.close()
-        client._http = httpx.Client(
+        client._sender.http.close()
+        client._sender.http = httpx.Client(
             base_url="http://127.0.0.1:1",
             transport=httpx.MockTransport(
                 lambda request: httpx.Response(200, json=pages[request.url.params.get("cursor")])
