@@ -1,7 +1,6 @@
 """The command line. Only what a command needs is imported, when it runs: the base install knows `--help`."""
 
 import errno
-import json
 import os
 import socket
 import sys
@@ -10,16 +9,39 @@ from typing import Annotated, Any
 
 import typer
 
-from dmsae.commands import jobs, keys, latents, owners, queue, watching
-from dmsae.commands.options import DEFAULT_DATA, Data, Key, Url, api_url, database_url, in_database
-from dmsae.errors import Conflict, DmsaeError, InvalidConfig, NotFound
-
-app = typer.Typer(
-    help="Train Distilled Matryoshka Sparse Autoencoders, and ask of each latent which cycle it came from.",
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    add_completion=False,
+from dmsae.commands import configuring, jobs, keys, latents, owners, pulling, queue, submitting, watching
+from dmsae.commands.options import (
+    DEFAULT_DATA,
+    NAMED_PROFILE,
+    AsJson,
+    Data,
+    Key,
+    Url,
+    connect,
+    database_url,
+    in_database,
+    tell,
 )
+from dmsae.errors import Conflict, DmsaeError, InvalidConfig, NotFound, Unavailable
+from dmsae.version import VERSION
+
+HELP = """Train Distilled Matryoshka Sparse Autoencoders, and ask of each latent which cycle it came from.
+
+\b
+  dmsae up --detach                     a whole service on this machine
+  dmsae submit settings.json            prints the job's id
+  dmsae watch JOB                       follows it to its end
+  dmsae pull JOB --cycle -1 gemma-l12   then SAE.load_from_disk("gemma-l12/cycle_2/sae") in SAELens
+  dmsae lineage JOB --json              every latent of its cores, one a line
+  dmsae --profile lab config set url https://dmsae.lab.example
+
+Exit status: 0 done; 1 refused or failed; 2 the command line is wrong; 3 the service does not answer; of
+`watch` also 4 the job failed, 5 it was cancelled.
+"""
+NOT_REACHED = 3
+
+app = typer.Typer(help=HELP, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None)
+app.add_typer(configuring.config_app, name="config")
 app.add_typer(keys.keys_app, name="keys")
 app.add_typer(owners.owners_app, name="owners")
 app.add_typer(jobs.job_app, name="job")
@@ -27,7 +49,12 @@ app.add_typer(queue.queue_app, name="queue")
 app.command("lineage")(latents.show_lineage)
 app.command("latent")(latents.show_latent)
 app.command("latents")(latents.list_latents)
+app.command("submit")(submitting.submit_job)
+app.command("upload")(submitting.upload_file)
 app.command("watch")(watching.watch_job)
+app.command("pull")(pulling.pull_job)
+app.command("export")(pulling.export_job)
+app.command("cancel")(jobs.cancel_job)
 app.command("retry")(jobs.retry_job)
 app.command("clone")(jobs.clone_job)
 
@@ -38,11 +65,13 @@ Workers = Annotated[int, typer.Option("--workers", min=1, max=64, help="Workers:
 
 
 def main() -> None:
-    """Run the command line; every error that we know is one sentence on stderr and status 1."""
+    """Run the command line; every error that we know is one sentence on stderr and a status of `HELP`."""
     try:
         app()
     except InvalidConfig as error:
         _fail("\n".join(map(str, error.problems)))
+    except Unavailable as error:
+        _fail(error.message, status=NOT_REACHED)
     except DmsaeError as error:
         _fail(error.message)
     except ModuleNotFoundError as error:
@@ -53,12 +82,30 @@ def main() -> None:
         _fail(f"{error.filename or 'The disk'}: {error.strerror}. Choose another data folder with --data.")
 
 
+@app.callback()
+def start(
+    profile: Annotated[
+        str | None,
+        typer.Option("--profile", envvar="DMSAE_PROFILE", help="Which of one's APIs: see `dmsae config`."),
+    ] = None,
+    version: Annotated[
+        bool, typer.Option("--version", is_eager=True, help="Say which version this is.")
+    ] = False,
+) -> None:
+    """Say what all commands share; the help is the application's."""
+    NAMED_PROFILE.set(profile)
+    if version:
+        typer.echo(VERSION)
+        raise typer.Exit
+
+
 @app.command()
 def up(
     data: Data = DEFAULT_DATA,
     port: Port = None,
     workers: Workers = 1,
     detach: Annotated[bool, typer.Option("--detach", help="Leave it running in the background.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Start PostgreSQL, Valkey, SeaweedFS, API, worker and sweeper on this machine."""
     from dmsae.local import daemon, paths, state
@@ -67,33 +114,48 @@ def up(
         if detach:
             folder = paths.open_data_folder(data)
             url, _ = daemon.start(folder, port=port, n_workers=workers, is_kept=True)
-            _ready(url, folder.root)
-            typer.echo("It runs in the background; `dmsae down` stops it.")
+            _ready(as_json, url, folder.root)
+            if not as_json:
+                typer.echo("It runs in the background; `dmsae down` stops it.")
         else:
             daemon.serve(
-                data, port=port, n_workers=workers, announce=lambda stack: _ready(stack.url, data.absolute())
+                data,
+                port=port,
+                n_workers=workers,
+                announce=lambda stack: _ready(as_json, stack.url, data.absolute()),
             )
     except state.AlreadyRunning as error:
-        typer.echo(error.message)
+        tell(as_json, error.message, {"data": str(data.absolute()), "was_running": True})
 
 
 @app.command()
-def down(data: Data = DEFAULT_DATA) -> None:
+def down(as_json: AsJson = False, data: Data = DEFAULT_DATA) -> None:
     """Stop the local stack in order."""
     from dmsae.local import daemon
 
     stopped = daemon.stop(_existing(data))
-    typer.echo("Stopped." if stopped else f"Nothing runs on {data.absolute()}.")
+    text = "Stopped." if stopped else f"Nothing runs on {data.absolute()}."
+    tell(as_json, text, {"is_stopped": bool(stopped)})
 
 
 @app.command()
-def status(data: Data = DEFAULT_DATA) -> None:
-    """Say what of the local stack runs; status 1 if nothing does."""
+def status(
+    job_id: Annotated[str | None, typer.Argument(metavar="[JOB]", help="Show this job instead.")] = None,
+    as_json: AsJson = False,
+    url: Url = None,
+    key: Key = None,
+    data: Data = DEFAULT_DATA,
+) -> None:
+    """Show a job, or without one what of the local stack runs; status 1 if nothing does."""
+    if job_id is not None:
+        with connect(url, key, data) as client:
+            jobs.show(client.jobs.get(job_id), as_json=as_json)
+        return
     from dmsae.local import daemon
 
-    found = daemon.describe(_existing(data))
-    for name, what in found:
-        typer.echo(f"{name:<14} {what}")
+    found = list(daemon.describe(_existing(data)))
+    if found or as_json:
+        tell(as_json, "\n".join(f"{name:<14} {what}" for name, what in found), dict(found))
     if not found:
         _fail(f"Nothing runs on {data.absolute()}.")
 
@@ -120,6 +182,7 @@ def worker(
         bool,
         typer.Option("--drain", help="Start none: let this host's workers hand back and end (one --device)."),
     ] = False,
+    as_json: AsJson = False,
     data: Data = DEFAULT_DATA,
 ) -> None:
     """Serve one device, with settings from `DMSAE_*` or, for what they leave out, from the local stack."""
@@ -130,7 +193,8 @@ def worker(
     if drain:
         host = socket.gethostname()
         drained = in_database(data, lambda session: workers.drain_workers(session, host, device=device))
-        typer.echo(f"Told to hand back and end: {', '.join(drained) or 'none'}.")
+        text = f"Told to hand back and end: {', '.join(drained) or 'none'}."
+        tell(as_json, text, {"drained": list(drained)})
         return
     env = {**daemon.stack_environment(data), "PYTHONPATH": str(paths.find_checkout())}
     limit = [] if max_runtime is None else ["--max-runtime", max_runtime]
@@ -139,17 +203,18 @@ def worker(
 
 
 @app.command()
-def migrate(data: Data = DEFAULT_DATA) -> None:
+def migrate(as_json: AsJson = False, data: Data = DEFAULT_DATA) -> None:
     """Bring the database up to this code's schema."""
     from dmsae.service import migrating
 
     migrating.migrate(database_url(data))
-    typer.echo("The database is at the newest revision.")
+    tell(as_json, "The database is at the newest revision.", {"is_newest": True})
 
 
 @app.command()
 def backup(
     folder: Annotated[Path, typer.Argument(help="Folder to make; it must not exist yet.")],
+    as_json: AsJson = False,
     data: Data = DEFAULT_DATA,
 ) -> None:
     """Copy database and objects into a new folder, also while the stack works."""
@@ -160,14 +225,17 @@ def backup(
         raise Conflict(f"{folder} lies in the data folder {data}: choose a place outside it.")
     with open_stores(data, is_alone=False) as settings:
         made = back_up(folder, settings)
-    typer.echo(f"Backed up {_contents(made)} to {folder.absolute()}.")
-    for key in made.missing_objects:
-        typer.echo(f"Deleted with its job meanwhile, so not in the backup: {key}")
+    missing = "".join(
+        f"\nDeleted with its job meanwhile, so not in the backup: {key}" for key in made.missing_objects
+    )
+    facts = {**_counted(made), "missing_objects": list(made.missing_objects)}
+    tell(as_json, f"Backed up {_contents(made)} to {folder.absolute()}.{missing}", facts)
 
 
 @app.command()
 def restore(
     folder: Annotated[Path, typer.Argument(help="A folder that `dmsae backup` made.")],
+    as_json: AsJson = False,
     data: Data = DEFAULT_DATA,
 ) -> None:
     """Put a backup into an empty, stopped stack, or into an empty database and a bucket of `DMSAE_*`."""
@@ -176,11 +244,12 @@ def restore(
 
     with open_stores(data, is_alone=True) as settings:
         made = restore_backup(folder, settings)
-    typer.echo(f"Restored {_contents(made)}, as of {made.created_at}. What ran then is queued again.")
+    text = f"Restored {_contents(made)}, as of {made.created_at}. What ran then is queued again."
+    tell(as_json, text, {**_counted(made), "created_at": str(made.created_at)})
 
 
 @app.command("make-bucket")
-def make_bucket() -> None:
+def make_bucket(as_json: AsJson = False) -> None:
     """Make the object store's bucket unless it is there, with settings from `DMSAE_*`."""
     from dmsae.service.objects import ObjectStore
     from dmsae.service.settings import load_settings
@@ -191,48 +260,16 @@ def make_bucket() -> None:
         store.ensure_bucket()
     finally:
         store.close()
-    typer.echo(f"The bucket {settings.s3_bucket!r} is there.")
-
-
-@app.command()
-def submit(
-    settings: Annotated[str, typer.Argument(help="Name of a preset, or a JSON file of settings.")],
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what it would be.")] = False,
-    url: Url = None,
-    key: Key = None,
-    data: Data = DEFAULT_DATA,
-) -> None:
-    """Submit a distillation."""
-    from dmsae.client.client import Client
-
-    is_file = settings.endswith(".json") or Path(settings).is_file()
-    body: dict[str, Any] = json.loads(Path(settings).read_text()) if is_file else {"preset": settings}
-    with Client(api_url(url, data), key) as client:
-        answer = client.distillations.create(body, is_dry_run=dry_run)
-    typer.echo(json.dumps(answer, indent=2) if dry_run else answer["id"])
-
-
-@app.command()
-def upload(
-    file: Annotated[
-        Path, typer.Argument(help="A .txt, .jsonl or .parquet, or one of these with .gz or .zst.")
-    ],
-    url: Url = None,
-    key: Key = None,
-    data: Data = DEFAULT_DATA,
-) -> None:
-    """Put a file of text into the store, and print the key by which a job names it."""
-    from dmsae.client.client import Client
-
-    if not file.is_file():
-        raise NotFound(f"There is no file {str(file)!r}.")
-    with Client(api_url(url, data), key) as client:
-        typer.echo(client.uploads.create(file)["key"])
+    tell(as_json, f"The bucket {settings.s3_bucket!r} is there.", {"bucket": settings.s3_bucket})
 
 
 def _contents(made: Any) -> str:
     n_jobs = made.n_rows.get("jobs", 0)
     return f"{n_jobs} jobs and {made.n_objects} objects ({made.object_bytes / 1e6:.1f} MB)"
+
+
+def _counted(made: Any) -> dict[str, Any]:
+    return {"n_rows": dict(made.n_rows), "n_objects": made.n_objects, "object_bytes": made.object_bytes}
 
 
 def _existing(data: Path) -> Any:
@@ -243,13 +280,14 @@ def _existing(data: Path) -> Any:
     return DataFolder(data.absolute())
 
 
-def _ready(url: str, root: Path) -> None:
-    typer.echo(f"DMSAE is ready at {url} (data in {root}, logs in {root / 'logs'}).")
+def _ready(as_json: bool, url: str, root: Path) -> None:
+    text = f"DMSAE is ready at {url} (data in {root}, logs in {root / 'logs'})."
+    tell(as_json, text, {"url": url, "data": str(root), "logs": str(root / "logs")})
 
 
-def _fail(message: str) -> None:
+def _fail(message: str, *, status: int = 1) -> None:
     typer.echo(f"Error: {message}", err=True)
-    sys.exit(1)
+    sys.exit(status)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """What do an answer's status, headers and problem document mean to a client?"""
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -31,6 +32,9 @@ ERRORS: Mapping[int, type[DmsaeError]] = {
     503: Unavailable,
     504: Unavailable,
 }
+
+
+HOST = re.compile(rb"[A-Za-z0-9._:-]*[A-Za-z0-9][A-Za-z0-9._:-]*")
 
 
 class VersionMismatch(DmsaeError):
@@ -98,7 +102,7 @@ def url_of(given: str) -> httpx.URL:
         url = httpx.URL(given)
     except (httpx.InvalidURL, UnicodeError) as error:
         raise BadRequest(f"url = {given!r}: must be a URL ({error}).", param="url") from error
-    if url.scheme not in ("http", "https") or not url.host:
+    if url.scheme not in ("http", "https") or not HOST.fullmatch(url.raw_host):
         raise BadRequest(f"url = {given!r}: must begin with http:// or https:// and a host.", param="url")
     return url
 

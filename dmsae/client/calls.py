@@ -13,6 +13,8 @@ from functools import update_wrapper
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Concatenate, Generic, ParamSpec, Self, TypeVar, overload
 
+from dmsae.errors import DmsaeError
+
 if TYPE_CHECKING:
     import httpx
 
@@ -92,6 +94,11 @@ class Fetch:
         part.write(piece)
         self.tell(part.tell())
         return part.tell() > self.size_bytes
+
+
+def unwritable(path: Path, error: OSError) -> DmsaeError:
+    """Say of a disk in one sentence what it did not do."""
+    return DmsaeError(f"{path}: cannot be written: {error.strerror}.")
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from dmsae.client.calls import Fetch, Fetched, Pause, Request, Steps
+from dmsae.client.calls import Fetch, Fetched, Pause, Request, Steps, unwritable
 from dmsae.errors import Conflict, DmsaeError, NotFound, Unavailable
 
 N_TRIES = 6
@@ -116,7 +116,7 @@ def _place(folder: Path, file: dict[str, Any]) -> Path:
 def _is_whole(path: Path, file: dict[str, Any]) -> bool:
     try:
         return path.stat().st_size == int(file["size_bytes"]) and _sha256(path) == str(file["sha256"])
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
         return False
 
 
@@ -180,10 +180,13 @@ def _make_folder(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise DmsaeError(f"{folder}: cannot be made: {error.strerror}.") from error
+        raise unwritable(folder, error) from error
 
 
 def _put_in_place(part: Path, path: Path) -> None:
-    with part.open("rb") as content:
-        os.fsync(content.fileno())
-    os.replace(part, path)
+    try:
+        with part.open("rb") as content:
+            os.fsync(content.fileno())
+        os.replace(part, path)
+    except OSError as error:
+        raise unwritable(path, error) from error

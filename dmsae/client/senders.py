@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import httpx
 
 from dmsae.client.answers import headers_of, is_loopback, read_answer, refuse_other_version, url_of
-from dmsae.client.calls import Fetch, Fetched, Pause, Put, Request, Row, RowSteps, Step, Steps
+from dmsae.client.calls import Fetch, Fetched, Pause, Put, Request, Row, RowSteps, Step, Steps, unwritable
 from dmsae.client.rows import AsyncRows, Rows
 from dmsae.errors import DmsaeError, Unavailable
 
@@ -101,14 +101,14 @@ class Sender:
             ):
                 if answer.status_code in (200, 206):
                     with fetch.open_part(answer) as part:
-                        for piece in answer.iter_raw(CHUNK_BYTES):
+                        for piece in answer.iter_raw():
                             if fetch.is_full_with(part, piece):
                                 break
                 return Fetched(answer.status_code)
         except httpx.HTTPError as error:
             return Fetched(None, _told(error))
         except OSError as error:
-            raise _unwritable(fetch.part, error) from error
+            raise unwritable(fetch.part, error) from error
 
 
 class AsyncSender:
@@ -189,14 +189,14 @@ class AsyncSender:
             ):
                 if answer.status_code in (200, 206):
                     with fetch.open_part(answer) as part:
-                        async for piece in answer.aiter_raw(CHUNK_BYTES):
+                        async for piece in answer.aiter_raw():
                             if fetch.is_full_with(part, piece):
                                 break
                 return Fetched(answer.status_code)
         except httpx.HTTPError as error:
             return Fetched(None, _told(error))
         except OSError as error:
-            raise _unwritable(fetch.part, error) from error
+            raise unwritable(fetch.part, error) from error
 
 
 def _settings(url: str, key: str | None, timeout_s: float) -> dict[str, Any]:
@@ -242,7 +242,3 @@ def _away(url: httpx.URL, error: httpx.HTTPError) -> Unavailable:
 
 def _broken_off(url: str, error: httpx.HTTPError) -> Unavailable:
     return Unavailable(f"The object store at {httpx.URL(url).netloc.decode()} broke off: {_told(error)}")
-
-
-def _unwritable(path: Path, error: OSError) -> DmsaeError:
-    return DmsaeError(f"{path}: cannot be written: {error.strerror}.")

@@ -2,11 +2,15 @@
 
 import json
 from collections.abc import Sequence
+from itertools import islice
 from typing import Annotated, Any
 
 import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
 
-from dmsae.commands.options import DEFAULT_DATA, Data, JobId, Key, Url, api_url
+from dmsae.commands.options import DEFAULT_DATA, AsJson, Data, JobId, Key, Url, connect, tell
 from dmsae.errors import BadRequest
 
 job_app = typer.Typer(help="Jobs, over HTTP.", no_args_is_help=True)
@@ -18,31 +22,74 @@ Settings = Annotated[
 
 
 @job_app.command("show")
-def show_job(job_id: JobId, url: Url = None, key: Key = None, data: Data = DEFAULT_DATA) -> None:
+def show_job(
+    job_id: JobId, as_json: AsJson = False, url: Url = None, key: Key = None, data: Data = DEFAULT_DATA
+) -> None:
     """Show a job: state, progress, config."""
-    from dmsae.client.client import Client
+    with connect(url, key, data) as client:
+        show(client.jobs.get(job_id), as_json=as_json)
 
-    with Client(api_url(url, data), key) as client:
-        typer.echo(json.dumps(client.jobs.get(job_id), indent=2))
+
+@job_app.command("list")
+def list_jobs(
+    state: Annotated[str | None, typer.Option("--state", help="queued, running, succeeded, ...")] = None,
+    owner: Annotated[str | None, typer.Option("--owner")] = None,
+    text: Annotated[str | None, typer.Option("--text", help="Part of its name or notes.")] = None,
+    most: Annotated[int, typer.Option("--most", min=1, help="Stop after so many.")] = 50,
+    as_json: AsJson = False,
+    url: Url = None,
+    key: Key = None,
+    data: Data = DEFAULT_DATA,
+) -> None:
+    """List jobs, the newest first."""
+    with connect(url, key, data) as client:
+        found = list(islice(client.jobs.find(state=state, owner=owner, text=text), most))
+    if as_json:
+        for job in found:
+            typer.echo(json.dumps(job))
+        return
+    table = Table("job", "kind", "owner", "name", "state", "cycles", "created")
+    for job in found:
+        cycles = f"{job['progress']['n_cycles_done']}/{job['progress']['n_cycles']}"
+        named = (job["id"], job["kind"], job["owner"], job["name"] or "", job["state"])
+        table.add_row(*map(escape, named), cycles, job["created_at"][:19])
+    Console().print(table)
+
+
+def show(job: dict[str, Any], *, as_json: bool) -> None:
+    """Show a job: where it stands and why, then its config."""
+    if as_json:
+        typer.echo(json.dumps(job))
+        return
+    progress = job["progress"]
+    place = f"{progress['n_cycles_done']} of {progress['n_cycles']} cycles, {progress['phase'] or 'no phase'}"
+    table = Table(show_header=False)
+    for name in ("id", "kind", "owner", "name", "state", "state_reason", "created_at", "finished_at"):
+        table.add_row(name.replace("_", " "), escape(str(job[name] or "")))
+    table.add_row("progress", place)
+    console = Console()
+    console.print(table)
+    console.print_json(json.dumps(job["config"]))
 
 
 @job_app.command("cancel")
-def cancel_job(job_id: JobId, url: Url = None, key: Key = None, data: Data = DEFAULT_DATA) -> None:
+def cancel_job(
+    job_id: JobId, as_json: AsJson = False, url: Url = None, key: Key = None, data: Data = DEFAULT_DATA
+) -> None:
     """Cancel a job."""
-    from dmsae.client.client import Client
-
-    with Client(api_url(url, data), key) as client:
-        typer.echo(client.jobs.cancel(job_id)["state"])
+    with connect(url, key, data) as client:
+        job = client.jobs.cancel(job_id)
+    tell(as_json, job["state"], job)
 
 
 @job_app.command("retry")
-def retry_job(job_id: JobId, url: Url = None, key: Key = None, data: Data = DEFAULT_DATA) -> None:
+def retry_job(
+    job_id: JobId, as_json: AsJson = False, url: Url = None, key: Key = None, data: Data = DEFAULT_DATA
+) -> None:
     """Run a failed job again, from its failed cycle on."""
-    from dmsae.client.client import Client
-
-    with Client(api_url(url, data), key) as client:
+    with connect(url, key, data) as client:
         job = client.jobs.retry(job_id)
-    typer.echo(f"{job_id} is {job['state']}, run {job['run']}.")
+    tell(as_json, f"{job_id} is {job['state']}, run {job['run']}.", job)
 
 
 @job_app.command("clone")
@@ -55,17 +102,17 @@ def clone_job(
         bool,
         typer.Option("--reuse", help="Take a finished job with the same result instead."),
     ] = False,
+    as_json: AsJson = False,
     url: Url = None,
     key: Key = None,
     data: Data = DEFAULT_DATA,
 ) -> None:
     """Submit another job with a job's settings, and print its id."""
-    from dmsae.client.client import Client
-
     changes = parse_settings(settings or ())
-    with Client(api_url(url, data), key) as client:
+    with connect(url, key, data) as client:
         answer = client.jobs.clone(job_id, changes, name=name, is_dry_run=dry_run, is_reuse=reuse)
-    typer.echo(json.dumps(answer, indent=2) if dry_run else answer.get("id", answer.get("group_id")))
+    text = json.dumps(answer, indent=2) if dry_run else answer.get("id", answer.get("group_id"))
+    tell(as_json, str(text), answer)
 
 
 def parse_settings(given: Sequence[str]) -> dict[str, Any]:
@@ -96,10 +143,10 @@ def _value(text: str) -> Any:
 
 
 @job_app.command("delete")
-def delete_job(job_id: JobId, url: Url = None, key: Key = None, data: Data = DEFAULT_DATA) -> None:
+def delete_job(
+    job_id: JobId, as_json: AsJson = False, url: Url = None, key: Key = None, data: Data = DEFAULT_DATA
+) -> None:
     """Delete a job that has ended, with all that it stored."""
-    from dmsae.client.client import Client
-
-    with Client(api_url(url, data), key) as client:
+    with connect(url, key, data) as client:
         client.jobs.delete(job_id)
-    typer.echo(f"{job_id} is deleted.")
+    tell(as_json, f"{job_id} is deleted.", {"id": job_id, "is_deleted": True})

@@ -1,5 +1,6 @@
 """`dmsae keys`: make, list and end API keys, in the database or, where an API is named, over HTTP."""
 
+import json
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Annotated, Any
@@ -8,7 +9,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from dmsae.commands.options import DEFAULT_DATA, Data, Key, in_database
+from dmsae.commands.options import DEFAULT_DATA, AsJson, Data, Key, in_database, tell
 
 keys_app = typer.Typer(
     help="API keys of owners: in the database (for the first key, say), or over HTTP with --url and --key.",
@@ -32,13 +33,14 @@ def create_key(
     ] = None,
     url: Api = None,
     key: Key = None,
+    as_json: AsJson = False,
     data: Data = DEFAULT_DATA,
 ) -> None:
     """Make a key and show it, once: only its hash is stored."""
     if url is not None:
         body = {"owner": owner, "name": name, "role": role, "expires_in_days": expires_days}
         answer = _over_http(url, key, "POST", "/keys", body=body)
-        typer.echo(f"{answer['id']}\n{answer['key']}")
+        tell(as_json, f"{answer['id']}\n{answer['key']}", answer)
         return
     from dmsae.service import keys
 
@@ -46,14 +48,21 @@ def create_key(
     made, text = in_database(
         data, lambda session: keys.create_key(session, owner, name=name, role=role, expires_at=expires_at)
     )
-    typer.echo(f"{made.id}\n{text}")
+    facts = {"id": made.id, "key": text, "owner": owner, "name": name, "role": role}
+    tell(as_json, f"{made.id}\n{text}", facts)
 
 
 @keys_app.command("list")
-def list_keys(url: Api = None, key: Key = None, data: Data = DEFAULT_DATA) -> None:
+def list_keys(url: Api = None, key: Key = None, as_json: AsJson = False, data: Data = DEFAULT_DATA) -> None:
     """List keys; the keys themselves are stored nowhere."""
+    rows = _stored_keys(data) if url is None else _answered_keys(url, key)
+    if as_json:
+        names = [name.replace(" ", "_") for name in COLUMNS]
+        for row in rows:
+            typer.echo(json.dumps(dict(zip(names, (value or None for value in row), strict=True))))
+        return
     table = Table(*COLUMNS)
-    for row in _stored_keys(data) if url is None else _answered_keys(url, key):
+    for row in rows:
         table.add_row(*row)
     Console().print(table)
 
@@ -63,6 +72,7 @@ def revoke_key(
     key_id: Annotated[str, typer.Argument(help="Id of the key, as `list` shows it.")],
     url: Api = None,
     key: Key = None,
+    as_json: AsJson = False,
     data: Data = DEFAULT_DATA,
 ) -> None:
     """End a key's validity now."""
@@ -72,7 +82,7 @@ def revoke_key(
         from dmsae.service import keys
 
         in_database(data, lambda session: keys.revoke_key(session, key_id))
-    typer.echo(f"{key_id} is revoked.")
+    tell(as_json, f"{key_id} is revoked.", {"id": key_id, "state": "revoked"})
 
 
 def _stored_keys(data: Path) -> list[list[str]]:

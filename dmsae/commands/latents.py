@@ -9,7 +9,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from dmsae.commands.options import DEFAULT_DATA, Data, JobId, Key, Url, api_url
+from dmsae.commands.options import DEFAULT_DATA, Data, JobId, Key, Url, connect
 
 AsJson = Annotated[bool, typer.Option("--json", help="As JSON, one object a line where there are several.")]
 Most = Annotated[int, typer.Option("--most", min=1, help="Stop after so many.")]
@@ -19,9 +19,7 @@ def show_lineage(
     job_id: JobId, as_json: AsJson = False, url: Url = None, key: Key = None, data: Data = DEFAULT_DATA
 ) -> None:
     """Show every latent that a job's cores held: where it was learned, and which cycles selected it."""
-    from dmsae.client.client import Client
-
-    with Client(api_url(url, data), key) as client:
+    with connect(url, key, data) as client:
         found = client.latents.of_job(job_id)
         if as_json:
             _print_lines(found)
@@ -42,9 +40,7 @@ def show_latent(
     data: Data = DEFAULT_DATA,
 ) -> None:
     """Tell one latent's whole story: selections, who descends from it, and who matches it."""
-    from dmsae.client.client import Client
-
-    with Client(api_url(url, data), key) as client:
+    with connect(url, key, data) as client:
         story = client.latents.get(latent_id)
     if as_json:
         typer.echo(json.dumps(story, indent=2))
@@ -79,8 +75,6 @@ def list_latents(
     data: Data = DEFAULT_DATA,
 ) -> None:
     """List latents of the whole lab."""
-    from dmsae.client.client import Client
-
     filters = {
         "job_id": job,
         "origin_job_id": origin_job,
@@ -92,7 +86,7 @@ def list_latents(
         "is_alive": alive,
         "order": order,
     }
-    with Client(api_url(url, data), key) as client:
+    with connect(url, key, data) as client:
         found = islice(client.latents.find(**filters), most)
         if as_json:
             _print_lines(found)

@@ -1,23 +1,30 @@
-"""What several commands share: their options, and how they reach the database or the API."""
+"""What several commands share: their options, how they reach the database or the API, and what they say."""
 
 import json
 import os
+from contextvars import ContextVar
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+if TYPE_CHECKING:
+    from dmsae.client.client import Client
+
 DEFAULT_DATA = Path(".dmsae")
-DEFAULT_URL = "http://127.0.0.1:8000"
+NAMED_PROFILE: ContextVar[str | None] = ContextVar("NAMED_PROFILE", default=None)
+"""What `dmsae --profile` or `DMSAE_PROFILE` says, for the command that runs."""
 
 Data = Annotated[Path, typer.Option("--data", help="Data folder of the local stack.")]
 Url = Annotated[
-    str | None, typer.Option("--url", envvar="DMSAE_URL", help="The API; default: the local stack's.")
+    str | None,
+    typer.Option("--url", envvar="DMSAE_URL", help="The API; default: the local stack's, or a profile's."),
 ]
 Key = Annotated[
     str | None, typer.Option("--key", envvar="DMSAE_API_KEY", help="API key.", show_default=False)
 ]
 JobId = Annotated[str, typer.Argument(help="Id of the job.")]
+AsJson = Annotated[bool, typer.Option("--json", help="As JSON, one document a line.")]
 
 
 def in_database(data: Path, use_case: Any) -> Any:
@@ -40,11 +47,28 @@ def database_url(data: Path) -> str:
     return daemon.stack_environment(data)["DMSAE_DATABASE_URL"]
 
 
-def api_url(given: str | None, data: Path) -> str:
-    """Give the API that was named, else the one that the data folder tells of, else the default."""
-    if given is not None:
-        return given
+def connect(url: str | None, key: str | None, data: Path) -> "Client":
+    """Give a client of the API that was named, else of a named profile, a local stack, the chosen profile.
+
+    Raises:
+        DmsaeError: the file of profiles is needed and cannot be used.
+    """
+    from dmsae.client.client import Client
+
+    profile = NAMED_PROFILE.get()
+    local = local_url(data) if url is None and profile is None else None
+    return Client(url or local, key, profile=profile)
+
+
+def local_url(data: Path) -> str | None:
+    """Give the API that the data folder tells of, if it tells of one."""
     try:
-        return str(json.loads((data / "run.json").read_text())["url"] or DEFAULT_URL)
-    except (OSError, ValueError, KeyError):
-        return DEFAULT_URL
+        url = json.loads((data / "run.json").read_text())["url"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return str(url) if url else None
+
+
+def tell(as_json: bool, text: str, facts: Any) -> None:
+    """Say what came of a command: in words, or as one line of JSON."""
+    typer.echo(json.dumps(facts) if as_json else text)

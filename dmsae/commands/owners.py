@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from dmsae.commands.options import DEFAULT_DATA, Data, in_database
+from dmsae.commands.options import DEFAULT_DATA, AsJson, Data, in_database, tell
 
 owners_app = typer.Typer(help="Owners of jobs.", no_args_is_help=True)
 
@@ -20,13 +20,14 @@ def set_retention(
             help="Days after its end until a job is deleted; none: never; default: the service's."
         ),
     ],
+    as_json: AsJson = False,
     data: Data = DEFAULT_DATA,
 ) -> None:
     """Say how long an owner's jobs are kept once they have ended."""
     from dmsae.service import retention
 
     in_database(data, lambda session: retention.set_retention(session, owner, retention.read_days(days)))
-    typer.echo(f"Retention of {owner}: {days}.")
+    tell(as_json, f"Retention of {owner}: {days}.", {"owner": owner, "retention_days": days})
 
 
 @owners_app.command("set")
@@ -45,6 +46,7 @@ def set_owner(
         float | None,
         typer.Option("--high-quota-s", help=f"Device-seconds at high priority in 24 hours; {LIMIT}"),
     ] = None,
+    as_json: AsJson = False,
     data: Data = DEFAULT_DATA,
 ) -> None:
     """Say how much of the devices an owner may have; what is not named stays as it is."""
@@ -55,4 +57,5 @@ def set_owner(
     limits = (("weight", now.weight), ("max running", now.max_running), ("max queued", now.max_queued))
     told = ", ".join(f"{name} {'none' if value is None else f'{value:g}'}" for name, value in limits)
     quota = "the default" if now.high_quota_s is None else f"{now.high_quota_s:g} s"
-    typer.echo(f"{owner}: {told}, high priority for {quota}.")
+    facts = {name: getattr(now, name) for name in ("weight", "max_running", "max_queued", "high_quota_s")}
+    tell(as_json, f"{owner}: {told}, high priority for {quota}.", {"owner": owner, **facts})

@@ -256,7 +256,7 @@ def test_the_client_follows_a_job_to_its_end_and_the_command_line_ends_as_the_jo
     url = str(site.one.base_url)
     threading.Timer(1.0, site.cancel, (job_id,)).start()
     shown = CliRunner().invoke(app, ["watch", job_id, "--url", url])
-    assert shown.exit_code == 3, shown.output
+    assert shown.exit_code == 5, shown.output
     assert "[one]" in shown.output
     with Client(url) as client:
         seen = [event["seq"] for event in client.jobs.watch(job_id)]

@@ -94,10 +94,12 @@ def _copy_of_the_project(folder: Path) -> Path:
 
 
 def test_the_url_comes_from_the_data_folder_unless_one_is_named(tmp_path: Path) -> None:
-    assert options.api_url(None, tmp_path) == options.DEFAULT_URL
+    assert options.local_url(tmp_path) is None
     (tmp_path / "run.json").write_text(json.dumps({"url": "http://127.0.0.1:8123"}))
-    assert options.api_url(None, tmp_path) == "http://127.0.0.1:8123"
-    assert options.api_url("http://lab:80", tmp_path) == "http://lab:80"
+    assert options.local_url(tmp_path) == "http://127.0.0.1:8123"
+    with options.connect(None, None, tmp_path) as local, options.connect("http://lab", None, tmp_path) as lab:
+        assert str(local._sender.http.base_url) == "http://127.0.0.1:8123"
+        assert str(lab._sender.http.base_url) == "http://lab"
 
 
 def test_down_names_a_folder_that_is_not_there(tmp_path: Path) -> None:
