@@ -342,7 +342,8 @@ class AliveOut(Answer):
 
 def _links(job_id: str, kind: str) -> dict[str, str]:
     links = {"self": f"/jobs/{job_id}"}
-    links |= {name: f"/jobs/{job_id}/{name}" for name in ("cancel", "retry", "events", "logs", "artifacts")}
+    names = ("cancel", "retry", "events", "metrics", "logs", "artifacts")
+    links |= {name: f"/jobs/{job_id}/{name}" for name in names}
     if kind in ("distillation", "training"):
         links[kind] = f"/{kind}s/{job_id}"
         links |= {name: f"/{kind}s/{job_id}/{name}" for name in ("cycles", "core", "lineage", "origins")}

@@ -49,4 +49,5 @@ def service_environment(
     for name in names:
         env |= started[name]
     search_path = os.pathsep.join(filter(None, (str(checkout), os.environ.get("PYTHONPATH"))))
-    return {**folder.env(), **env, "DMSAE_PORT": str(port), "PYTHONPATH": search_path}
+    own = {**folder.env(), "DMSAE_WEBHOOKS_KEY": services.webhooks_key}
+    return {**own, **env, "DMSAE_PORT": str(port), "PYTHONPATH": search_path}

@@ -22,6 +22,8 @@ class Passwords:
     s3_jwt_filer_write: str
     s3_jwt_filer_read: str
     """With these four set, SeaweedFS' inner ports refuse whoever has no token."""
+    webhooks_key: str
+    """From it each webhook's secret is derived; folders made before there were webhooks get one later."""
 
 
 def generate_passwords() -> Passwords:
@@ -30,7 +32,7 @@ def generate_passwords() -> Passwords:
 
 
 def load_or_generate(path: Path) -> Passwords:
-    """Read the passwords, or make them and write them with mode 0600.
+    """Read the passwords, or make them and write them with mode 0600; add one that an older file lacks.
 
     Raises:
         Conflict: the file is there but cannot be read as passwords.
@@ -40,9 +42,13 @@ def load_or_generate(path: Path) -> Passwords:
         write_private(path, json.dumps(asdict(passwords), indent=2))
         return passwords
     try:
-        return Passwords(**json.loads(path.read_text()))
+        kept = json.loads(path.read_text())
+        passwords = Passwords(**{"webhooks_key": secrets.token_hex(24), **kept})
     except (ValueError, TypeError) as error:
         raise Conflict(f"{path} is damaged: restore it from a backup of this data folder.") from error
+    if "webhooks_key" not in kept:
+        write_private(path, json.dumps(asdict(passwords), indent=2))
+    return passwords
 
 
 def write_private(path: Path, text: str) -> None:

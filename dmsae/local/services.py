@@ -23,6 +23,8 @@ class Services:
     postgres: Postgres
     valkey: Valkey
     s3: SeaweedFS
+    webhooks_key: str
+    """No service's: API and sweeper derive the secrets of webhooks from it."""
 
     def env(self) -> dict[str, str]:
         """Give the settings under which API and workers reach them."""
@@ -55,6 +57,7 @@ def services_in(folder: Path, *, logs: Path, numbers: Mapping[str, int], passwor
         ),
         valkey=Valkey(folder / "valkey", logs / "valkey.log", numbers["valkey"], passwords.valkey),
         s3=SeaweedFS(folder / "s3", logs / "s3.log", s3_ports, passwords),
+        webhooks_key=passwords.webhooks_key,
     )
 
 

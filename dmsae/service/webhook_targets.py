@@ -1,5 +1,7 @@
 """Where may a webhook go? HTTPS to public addresses; every address that a name stands for is looked at.
 
+Where private addresses are allowed, those alone may be told by plain HTTP.
+
 It is asked when a webhook is made and again before each delivery, which then connects to the very address
 that was looked at: what a name stands for may have changed in between.
 """
@@ -47,6 +49,8 @@ def find_target(url: str, *, allow_private: bool) -> Target:
     if not url.isascii() or not url.isprintable() or " " in url or len(url) > LONGEST_URL:
         raise _refused(url, f"must be at most {LONGEST_URL} printable ASCII characters without spaces")
     addresses = _look_up(url, host, port)
+    if parts.scheme != "https" and any(map(is_public, addresses)):
+        raise _refused(url, "must begin with https://, for its host has a public address")
     if not allow_private and not all(map(is_public, addresses)):
         raise _refused(url, "its host must be a public address, not of this machine or a private network")
     path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")

@@ -1,9 +1,11 @@
 """Which folders may be a data folder, and what becomes of their rights."""
 
+import json
 import os
 import shutil
 import stat
 from collections import namedtuple
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -60,6 +62,18 @@ def test_passwords_are_made_once_and_only_their_user_reads_them(tmp_path: Path) 
     (tmp_path / "secrets.json").write_text("{}")
     with pytest.raises(Conflict, match="is damaged"):
         load_or_generate(tmp_path / "secrets.json")
+
+
+def test_a_folder_made_before_there_were_webhooks_is_given_a_key_once(tmp_path: Path) -> None:
+    path = tmp_path / "secrets.json"
+    made = asdict(load_or_generate(path))
+    older = {name: value for name, value in made.items() if name != "webhooks_key"}
+    path.write_text(json.dumps(older))
+    added = load_or_generate(path)
+    assert load_or_generate(path) == added
+    assert len(added.webhooks_key) >= 16
+    assert {**made, "webhooks_key": added.webhooks_key} == asdict(added)
+    assert mode_of(path) == 0o600
 
 
 def test_a_remembered_port_is_kept_unless_somebody_took_it() -> None:

@@ -85,6 +85,13 @@ def test_a_target_keeps_the_name_and_the_address_that_was_looked_at() -> None:
     assert not is_public(inside.address)
 
 
+def test_where_private_addresses_are_allowed_public_ones_are_still_told_by_https_alone() -> None:
+    with pytest.raises(InvalidConfig) as refused:
+        find_target("http://8.8.8.8/", allow_private=True)
+    assert "https://" in refused.value.problems[0].rule
+    assert find_target("https://8.8.8.8/", allow_private=True).scheme == "https"
+
+
 def test_a_signature_is_what_the_standard_says_and_each_webhook_has_its_secret() -> None:
     secret = derive_secret("k" * 20, "hook_1")
     headers = sign(secret, "msg_1", 1_700_000_000, b'{"a": 1}')
