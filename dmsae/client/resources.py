@@ -10,10 +10,12 @@ from dmsae.client import pulling
 from dmsae.client.calls import Answer, Pause, Put, Request, Resource, RowSteps, S, Steps, call, listing, pages
 from dmsae.client.pulling import Pulled, Tell
 from dmsae.client.saes import LoadedSae, open_sae
-from dmsae.errors import DmsaeError, Unavailable
+from dmsae.errors import DmsaeError, RateLimited, Unavailable
 
 FINAL_STATES = ("succeeded", "failed", "cancelled")
 POLL_S = 20
+SHORTEST_POLL_S = 1.0
+"""Between two questions of which the first brought nothing new, whatever stands in between."""
 N_TRIES = 10
 """In a row without an answer, before a wait is given up."""
 LONGEST_WAIT_S = 30.0
@@ -266,17 +268,19 @@ def _wait(job_id: str, timeout_s: float | None) -> Steps[Answer]:
         if left_s <= 0:
             raise TimeoutError(f"{job_id} is still {job['state']} after {timeout_s:g} s.")
         known = {"If-None-Match": f'"{job["version"]}"'}
+        began = time.monotonic()
         try:
             changed = yield Request("GET", f"/jobs/{job_id}", query={"wait": int(left_s)}, headers=known)
-        except Unavailable:
+        except (Unavailable, RateLimited):
             n_failed += 1
             if n_failed >= N_TRIES:
                 raise
             yield Pause(min(LONGEST_WAIT_S, 0.25 * 2**n_failed))
         else:
-            n_failed, job = 0, changed or job
-            if left_s < 1:
-                yield Pause(left_s)
+            n_failed, is_news = 0, changed.get("version", job["version"]) != job["version"]
+            job = changed or job
+            if not is_news and time.monotonic() - began < SHORTEST_POLL_S:
+                yield Pause(min(left_s, SHORTEST_POLL_S))
     return job
 
 
