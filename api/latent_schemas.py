@@ -9,7 +9,7 @@ from api import examples
 from api.lineage_schemas import LatentIdentity, PlaceOut
 from api.row_streams import Format
 from api.schemas import Answer, example_of
-from dmsae.service.latent_stories import Alike, Drop, JobPath, Selection, Story
+from dmsae.service.latent_stories import JobPath, Story
 from dmsae.service.latents import LatentFilter, Order
 from dmsae.service.lineage import LatentPath, Origins
 from dmsae.service.paging import LARGEST_BIGINT, Page
@@ -152,14 +152,6 @@ class SelectionOut(PlaceOut):
     times_selected: int | None
     """In how many unbroken cycles up to this one."""
 
-    @classmethod
-    def of(cls, selection: Selection) -> Self:
-        """Show a place."""
-        about = {name: getattr(selection, name) for name in ("cycle_index", "core_id", "published_as")}
-        place = dict(PlaceOut.model_validate(selection.place))
-        times_selected = selection.place.times_selected
-        return cls(**place, **about, core_kind=selection.kind, times_selected=times_selected)
-
 
 class DropOut(Answer):
     """A cycle that did not select a latent of its core again; null is what was not recorded of it."""
@@ -169,12 +161,6 @@ class DropOut(Answer):
     """As that cycle measured it, in nats a token."""
     share: float | None
     rank: int | None
-
-    @classmethod
-    def of(cls, drop: Drop) -> Self:
-        """Show a drop."""
-        measured = {name: getattr(drop.entry, name) for name in ("score", "share", "rank")}
-        return cls(cycle_index=drop.cycle_index, **measured)
 
 
 class JobPathOut(Answer):
@@ -195,16 +181,11 @@ class JobPathOut(Answer):
     @classmethod
     def of(cls, path: JobPath) -> Self:
         """Show a path."""
-        job = path.job
         return cls(
-            job_id=job.id,
-            kind=job.kind,
-            owner=job.owner,
-            name=job.name,
-            deleted_at=job.deleted_at,
-            given=None if path.given is None else SelectionOut.of(path.given),
-            selections=[SelectionOut.of(selection) for selection in path.selections],
-            drops=[DropOut.of(drop) for drop in path.drops],
+            **path.job._asdict(),
+            given=None if path.given is None else SelectionOut.model_validate(path.given),
+            selections=[SelectionOut.model_validate(selection) for selection in path.selections],
+            drops=[DropOut.model_validate(drop) for drop in path.drops],
         )
 
 
@@ -226,13 +207,6 @@ class MatchedOut(LatentIdentity):
     """Mean over the latents of the first of the two cores of their largest cosine with any of the second."""
     best_cosine_random: float | None
     """The same with random directions in the place of the second core: what chance gives."""
-
-    @classmethod
-    def of(cls, alike: Alike) -> Self:
-        """Show a match."""
-        same = ("decoder_cosine", "firing_correlation", "best_cosine", "best_cosine_random")
-        found = {name: getattr(alike.found, name) for name in same}
-        return cls(**LatentIdentity.fields_of(alike.latent), **found, match_job_id=alike.match_job_id)
 
 
 _SELECTION: dict[str, Any] = {
@@ -314,6 +288,6 @@ class StoryOut(LatentRow):
             own=JobPathOut.of(story.own),
             descendants=descendants.items,
             descendants_cursor=descendants.next_cursor,
-            matches=[MatchedOut.of(alike) for alike in story.matches],
+            matches=[MatchedOut.model_validate(alike) for alike in story.matches],
             has_more_matches=story.has_more_matches,
         )

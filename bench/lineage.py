@@ -25,7 +25,7 @@ import psycopg
 from api.latent_schemas import LatentList, StoryOut
 from api.lineage_schemas import OriginsOut
 from bench.claims import database as make_database
-from bench.lineage_rows import N_CORE, N_LATENTS, N_NEW, plant
+from bench.lineage_rows import LARGE, plant
 from dmsae.local.passwords import generate_passwords
 from dmsae.local.services import choose_ports, services_in, start_service
 from dmsae.service.database import Database
@@ -83,7 +83,7 @@ def measured(url: str, size: int, n_jobs: int) -> Iterator[dict[str, Any]]:
         asked = {
             "story": lambda _: story(database, latent_id(draw, n_jobs)),
             "origins": lambda number: origins(database, ids[number]),
-            "page": lambda number: page(database, draw, ids[number], n_jobs * N_LATENTS),
+            "page": lambda number: page(database, draw, ids[number], n_jobs * LARGE.n_latents),
         }
         for name, ask in asked.items():
             yield timed(f"lineage.{name}.{size}", ask, bar_ms=BARS_MS[name])
@@ -96,8 +96,8 @@ def measured(url: str, size: int, n_jobs: int) -> Iterator[dict[str, Any]]:
 
 def latent_id(draw: random.Random, n_jobs: int) -> str:
     """Name some latent."""
-    row = draw.randrange(N_LATENTS)
-    born = max(0, (row - N_CORE) // N_NEW + 1)
+    row = draw.randrange(LARGE.n_latents)
+    born = max(0, (row - LARGE.n_core) // LARGE.n_new + 1)
     return f"job_{draw.randrange(n_jobs):032x}.{born}.{row}"
 
 

@@ -148,12 +148,13 @@ def view_origins(session: Session, job_id: str) -> Origins:
     """
     find_job(session, job_id)
     counted = (Cycle.index, CycleOrigin.origin_job_id, CycleOrigin.origin_cycle, CycleOrigin.n_latents)
-    rows = session.execute(
-        select(*counted).join(CycleOrigin, CycleOrigin.cycle_id == Cycle.id).where(Cycle.job_id == job_id)
-    )
-    finished = select(Cycle.index).where(Cycle.job_id == job_id, Cycle.state == "succeeded")
-    cycles = list(session.scalars(finished.order_by(Cycle.index)))
-    counts = {(index, (origin_job, origin)): n for index, origin_job, origin, n in rows}
+    found = session.execute(
+        select(*counted)
+        .outerjoin(CycleOrigin, CycleOrigin.cycle_id == Cycle.id)
+        .where(Cycle.job_id == job_id, Cycle.state == "succeeded")
+    ).all()
+    cycles = sorted({row[0] for row in found})
+    counts = {(index, (origin_job, origin)): n for index, origin_job, origin, n in found if n is not None}
     foreign = sorted({origin for _, origin in counts if origin[0] != job_id})
     origins = [(job_id, index) for index in cycles] + foreign
     matrix = [[counts.get((index, origin), 0) for origin in origins] for index in cycles]

@@ -1,6 +1,7 @@
 """Latents of the whole lab, found by every filter in every order, and the story of one."""
 
 import random
+import re
 from collections.abc import Callable, Iterator
 from itertools import count
 from typing import Any
@@ -11,13 +12,14 @@ from hypothesis import strategies as st
 from sqlalchemy import event, insert, select
 from sqlalchemy.orm import Session
 
-from bench.lineage_rows import ROWS_EACH, plant
+from bench.lineage_rows import Shape, plant
 from dmsae.errors import BadRequest, InvalidConfig, NotFound
-from dmsae.service import latents
-from dmsae.service.core_tables import SORT_KEYS
+from dmsae.service import latent_stories, latents
+from dmsae.service.core_tables import SORT_KEYS, CoreDrop, LatentMatch
 from dmsae.service.database import Database
-from dmsae.service.latent_stories import tell_story
+from dmsae.service.latent_stories import JobPath, list_descendants, tell_story
 from dmsae.service.latents import LatentFilter, list_latents
+from dmsae.service.lineage import view_origins
 from dmsae.service.tables import Core, CoreLatent, Cycle, Job, Latent
 from tests.conftest import RunningServices
 from tests.planting import plant_job
@@ -25,6 +27,10 @@ from tests.serving import fresh_database
 
 KINDS = ("learned", "learned", "random_directions", "frequent")
 ORDERS = ("oldest", "newest", *SORT_KEYS)
+SMALL = Shape(n_cycles=5, n_core=20, n_new=4, n_trainings=2, n_kept=15)
+N_ROWS = 100_000
+N_JOBS = N_ROWS // SMALL.n_rows
+"""Small ones, so that there are enough of them for Postgres to prefer its indexes."""
 
 
 def plant_latents(database: Database, seed: int, *, n_jobs: int = 3, n_each: int = 14) -> None:
@@ -186,14 +192,14 @@ def test_every_latent_stands_in_one_page_while_others_are_added(
 @pytest.fixture(scope="module")
 def many(services: RunningServices) -> Iterator[Database]:
     with fresh_database(services) as url:
-        plant(url.replace("+psycopg", ""), n_rows=12 * ROWS_EACH)
+        plant(url.replace("+psycopg", ""), n_rows=N_ROWS, shape=SMALL)
         database = Database(url, wake_up=lambda _: None)
         yield database
         database.dispose()
 
 
-def plans_of(database: Database, ask: Callable[[Session], object]) -> str:
-    """How Postgres does all that a use case asks it, with these very values."""
+def plans_of(database: Database, ask: Callable[[Session], object]) -> list[str]:
+    """How Postgres does each thing that a use case asks it, with these very values."""
     asked: list[tuple[str, Any]] = []
     with database.session_scope() as session:
         connection = session.connection()
@@ -202,12 +208,10 @@ def plans_of(database: Database, ask: Callable[[Session], object]) -> str:
         ask(session)
         event.remove(connection, "before_cursor_execute", listener)
         with session.connection().connection.cursor() as cursor:
-            lines = [
-                line
+            return [
+                "\n".join(line for (line,) in cursor.execute(f"EXPLAIN {statement}", values).fetchall())
                 for statement, values in asked
-                for (line,) in cursor.execute(f"EXPLAIN {statement}", values).fetchall()
             ]
-    return "\n".join(lines)
 
 
 @pytest.mark.parametrize("order", ORDERS)
@@ -224,23 +228,91 @@ def test_every_order_is_read_along_its_index(many: Database, order: Any) -> None
         (LatentFilter(origin_job_id=job_id, is_alive=False), own),
     ):
         for after in (None, cursor):
-            plans = plans_of(
+            (plan,) = plans_of(
                 many,
                 lambda session: list_latents(session, wanted, order=order, cursor=after, limit=20),  # noqa: B023
             )
-            assert used in plans
-            assert "Seq Scan on latents" not in plans
+            assert used in plan
+            assert "Seq Scan on latents" not in plan
 
 
-def test_a_story_and_a_trainings_latents_are_read_by_index_alone(many: Database) -> None:
-    job_id = f"job_{5:032x}"
-    plans = plans_of(many, lambda session: tell_story(session, f"{job_id}.49.1170"))
-    assert "ix_core_latents_latent_id" in plans
-    assert "Seq Scan on latents" not in plans
-    training = f"job_{1_000_000_051:032x}"
-    plans += plans_of(many, lambda session: list_latents(session, LatentFilter(job_id=training)))
-    assert "Seq Scan on core_latents" not in plans
+def test_a_story_a_matrix_and_a_trainings_latents_are_read_by_index_alone(many: Database) -> None:
+    job_id, training = f"job_{5:032x}", f"job_{1_000_000_051:032x}"
+    story = plans_of(many, lambda session: tell_story(session, f"{job_id}.4.35"))
+    origins = plans_of(many, lambda session: view_origins(session, job_id))
+    held = plans_of(many, lambda session: list_latents(session, LatentFilter(job_id=training)))
+    descendants = plans_of(many, lambda session: list_descendants(session, f"{job_id}.4.35"))
+    assert (len(story), len(origins), len(descendants)) == (3, 2, 2)
+    for index in ("core_latents_latent_id", "core_drops_latent_id", "latent_matches_a_latent_id"):
+        assert f"ix_{index}" in "".join(story)
+    assert "pk_cycle_origins" in "".join(origins)
+    assert "uq_core_latents_core_id_latent_id" in "".join(held)
+    for plan in (*story, *origins, *held, *descendants):
+        assert set(re.findall(r"Seq Scan on (\w+)", plan)) <= {"owners"}
+
+
+def told_plainly(session: Session, public_id: str) -> dict[str, Any]:
+    """The plain twin of a story: each row by itself."""
+    latent = session.scalars(select(Latent).where(Latent.public_id == public_id)).one()
+    jobs: dict[str, Any] = {}
+    for place in session.scalars(select(CoreLatent).where(CoreLatent.latent_id == latent.id)):
+        core = session.get_one(Core, place.core_id)
+        cycle = session.get_one(Cycle, core.cycle_id or core.given_cycle_id)
+        kind = "selected" if core.cycle_id else "given"
+        entry = (kind, cycle.index, core.id, core.kind, place.core_index, place.rank, place.share)
+        jobs.setdefault(cycle.job_id, []).append(entry)
+    for drop in session.scalars(select(CoreDrop).where(CoreDrop.latent_id == latent.id)):
+        cycle = session.get_one(Cycle, drop.cycle_id)
+        jobs[cycle.job_id].append(("drop", cycle.index, drop.score, drop.share, drop.rank))
+    matches = list(
+        session.scalars(
+            select(LatentMatch).where(
+                (LatentMatch.a_latent_id == latent.id) | (LatentMatch.b_latent_id == latent.id)
+            )
+        )
+    )
+    ids = [match.a_latent_id + match.b_latent_id - latent.id for match in matches]
+    alike = sorted(session.get_one(Latent, number).public_id for number in ids)
+    return {"jobs": {job_id: sorted(jobs[job_id], key=str) for job_id in jobs}, "alike": alike}
+
+
+def entries_of(path: JobPath) -> list[tuple[Any, ...]]:
+    given = [] if path.given is None else [("given", path.given)]
+    places = given + [("selected", selection) for selection in path.selections]
+    entries: list[tuple[Any, ...]] = [
+        (kind, at.cycle_index, at.core_id, at.core_kind, at.core_index, at.rank, at.share)
+        for kind, at in places
+    ]
+    return sorted(entries + [("drop", *drop) for drop in path.drops], key=str)
+
+
+@pytest.mark.parametrize("row", [0, 3, 19, 20, 27, 31, 35])
+def test_a_story_is_what_a_plain_search_finds(many: Database, row: int) -> None:
+    born = max(0, (row - SMALL.n_core) // SMALL.n_new + 1)
+    for number in (0, 5, N_JOBS - 1):
+        public_id = f"job_{number:032x}.{born}.{row}"
+        with many.session_scope() as session:
+            plainly = told_plainly(session, public_id)
+            story = tell_story(session, public_id)
+        paths = [story.own, *story.descendants.items]
+        assert {path.job.job_id: entries_of(path) for path in paths} == plainly["jobs"]
+        assert [path.job.job_id for path in paths] == sorted(plainly["jobs"])
+        assert sorted(alike.latent_id for alike in story.matches) == plainly["alike"]
+        assert [at.cycle_index for at in story.own.selections] == sorted(
+            at.cycle_index for at in story.own.selections
+        )
+
+
+def test_a_story_tells_so_many_descendants_and_the_others_follow_in_pages(
+    many: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    public_id = f"job_{5:032x}.4.35"
     with many.session_scope() as session:
-        story = tell_story(session, f"{job_id}.49.1170")
-    assert [len(path.selections) for path in story.descendants.items] == [0, 0, 0, 0, 0]
-    assert len(story.own.selections) == 1
+        whole = tell_story(session, public_id)
+        monkeypatch.setattr(latent_stories, "DESCENDANTS", 1)
+        story = tell_story(session, public_id)
+        rest = list_descendants(session, public_id, cursor=story.descendants.next_cursor, limit=1)
+    assert whole.descendants.next_cursor is None
+    assert story.descendants.items + rest.items == whole.descendants.items
+    assert (len(story.descendants.items), len(rest.items), rest.next_cursor) == (1, 1, None)
+    assert story.own == whole.own
