@@ -52,11 +52,12 @@ class EventStream(Response):
             await until_gone(receive, self._send_all(watcher, send))
 
     async def _send_all(self, watcher: Watcher, send: Send) -> None:
+        """Send until nothing more comes; a client that takes nothing has its connection closed, unended."""
         with contextlib.suppress(TimeoutError, OSError):
             async for text in told(watcher):
                 message = {"type": "http.response.body", "body": text.encode(), "more_body": True}
                 await asyncio.wait_for(send(message), SEND_TIMEOUT_S)
-        await send({"type": "http.response.body", "body": b""})
+            await asyncio.wait_for(send({"type": "http.response.body", "body": b""}), SEND_TIMEOUT_S)
 
 
 async def told(watcher: Watcher) -> AsyncIterator[str]:
