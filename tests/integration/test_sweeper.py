@@ -1,6 +1,5 @@
-"""What the sweeper closes, and what it leaves alone."""
+"""What the sweeper closes, and what it leaves alone, by a clock of its own that goes on when told."""
 
-import time
 from collections.abc import Iterator
 from datetime import timedelta
 
@@ -13,12 +12,14 @@ from dmsae.service.database import Database
 from dmsae.service.leases import Report, renew
 from dmsae.service.queue import WakeUps
 from dmsae.service.settings import Settings
-from dmsae.service.tables import Cycle, Worker
+from dmsae.service.tables import Attempt, Cycle, Worker
 from tests.planting import cycle_states, job_state, outcomes, plant_job, plant_worker
 from tests.worker_bench import wait_for
 from worker.sweeper import Sweeper
 
-LEASE_S = 0.5
+LEASE_S = 10.0
+SWEEP_S = 60.0
+"""For how long a cycle must have waited: longer than a test takes."""
 
 
 class RecordedWakeUps(WakeUps):
@@ -34,12 +35,23 @@ class RecordedWakeUps(WakeUps):
         return True
 
 
+class Clock:
+    """What the sweeper takes for `time`."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
 class Bench:
     """A sweeper, and one claimed cycle."""
 
-    def __init__(self, settings: Settings, database: Database) -> None:
+    def __init__(self, settings: Settings, database: Database, clock: Clock) -> None:
         self.settings = settings.model_copy(update={"lease_s": LEASE_S, "sweep_s": 0.2, "retry_backoff_s": 0})
         self.database = database
+        self.clock = clock
         self.wake_ups = RecordedWakeUps()
         self.sweeper = self.another()
 
@@ -56,11 +68,18 @@ class Bench:
         assert claim is not None
         return claim
 
+    def expire(self, claim: Claim) -> None:
+        """Let the lease of an attempt have run out by the database's clock."""
+        over = func.clock_timestamp() - timedelta(seconds=1)
+        change = update(Attempt).where(Attempt.id == claim.attempt_id).values(lease_expires_at=over)
+        self.database.run(lambda session: session.execute(change))
+
     def sweep_for(self, seconds: float) -> None:
-        deadline = time.monotonic() + seconds
-        while time.monotonic() < deadline:
+        """Sweep ten times a lease, for so long by the sweeper's clock."""
+        end = self.clock.now + seconds
+        while self.clock.now < end:
+            self.clock.now += LEASE_S / 10
             assert self.sweeper.sweep()
-            time.sleep(0.05)
 
     def states(self, claim: Claim) -> tuple[str, str, list[str | None]]:
         with self.database.session_scope() as session:
@@ -69,24 +88,27 @@ class Bench:
 
 
 @pytest.fixture
-def bench(settings: Settings, database: Database) -> Iterator[Bench]:
-    bench = Bench(settings, database)
+def bench(settings: Settings, database: Database, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bench]:
+    clock = Clock()
+    monkeypatch.setattr("worker.sweeper.time", clock)
+    bench = Bench(settings, database, clock)
     yield bench
     bench.sweeper.resign()
 
 
 def test_an_attempt_is_closed_only_after_one_whole_lease_of_watching(bench: Bench) -> None:
     claim = bench.claim()
-    time.sleep(LEASE_S + 0.3)
-    bench.sweep_for(LEASE_S * 0.6)
+    bench.expire(claim)
+    bench.sweep_for(LEASE_S * 0.8)
     assert bench.states(claim) == ("running", "running", [None])
-    bench.sweep_for(LEASE_S)
+    bench.sweep_for(LEASE_S * 0.4)
     assert bench.states(claim) == ("running", "queued", ["crashed"])
 
 
 def test_an_attempt_that_is_renewed_lives(bench: Bench) -> None:
     claim = bench.claim()
     for _ in range(4):
+        bench.expire(claim)
         bench.sweep_for(LEASE_S * 0.8)
         bench.database.run(lambda session: renew(session, claim, lease_s=LEASE_S, report=Report()))
     assert bench.states(claim) == ("running", "running", [None])
@@ -94,9 +116,9 @@ def test_an_attempt_that_is_renewed_lives(bench: Bench) -> None:
 
 def test_a_gap_in_the_watching_begins_it_anew(bench: Bench) -> None:
     claim = bench.claim()
-    time.sleep(LEASE_S + 0.1)
+    bench.expire(claim)
     bench.sweep_for(LEASE_S * 0.6)
-    time.sleep(LEASE_S * 3)
+    bench.clock.now += LEASE_S * 3
     assert bench.sweeper.sweep()
     assert bench.states(claim) == ("running", "running", [None])
 
@@ -104,7 +126,8 @@ def test_a_gap_in_the_watching_begins_it_anew(bench: Bench) -> None:
 def test_a_cancelling_job_whose_worker_is_gone_ends_as_cancelled(bench: Bench) -> None:
     claim = bench.claim()
     bench.database.run(lambda session: cancel_job(session, claim.job_id))
-    bench.sweep_for(LEASE_S * 2 + 0.4)
+    bench.expire(claim)
+    bench.sweep_for(LEASE_S * 1.5)
     assert bench.states(claim) == ("cancelled", "cancelled", ["cancelled"])
 
 
@@ -113,19 +136,21 @@ def test_only_one_replica_acts_and_another_takes_over(bench: Bench) -> None:
     assert bench.sweeper.sweep()
     assert not other.sweep()
     bench.sweeper.resign()
-    wait_for(other.sweep)  # the server has to notice first that the connection is gone
+    wait_for(other.sweep, seconds=60)  # the server has to notice first that the connection is gone
     assert not bench.sweeper.sweep()
     other.resign()
 
 
 def test_a_class_with_waiting_cycles_is_woken_once_a_sweep(bench: Bench) -> None:
+    bench.settings = bench.settings.model_copy(update={"sweep_s": SWEEP_S})
+    bench.sweeper = bench.another()
     bench.database.run(lambda session: plant_job(session, "cpu"))
     bench.database.run(lambda session: plant_job(session, "cpu"))
     held = bench.database.run(lambda session: plant_job(session, "gpu", held=True))
     assert bench.sweeper.sweep()
     assert bench.wake_ups.sent == []
     with bench.database.session_scope() as session:
-        past = func.clock_timestamp() - timedelta(seconds=10)
+        past = func.clock_timestamp() - timedelta(seconds=2 * SWEEP_S)
         session.execute(update(Cycle).where(Cycle.state == "queued").values(queued_at=past))
         assert job_state(session, held) == "queued"
     assert bench.sweeper.sweep()
