@@ -35,7 +35,8 @@ def _table(plan: Plan, records: list[Record], *, core_sparsity: str, k: int) -> 
     for arm in plan.arms:
         of_this = of_arm(records, arm=arm, core_sparsity=core_sparsity, k=k)
         cells = [Estimate.of(record[figure] for record in of_this) for figure in FIGURES]
-        yield f"| {ARMS[arm]} | {' | '.join('-' if cell is None else str(cell) for cell in cells)} |"
+        weak = " (a weak control)" if any(record["is_weak_control"] for record in of_this) else ""
+        yield f"| {ARMS[arm]}{weak} | {' | '.join('-' if cell is None else str(cell) for cell in cells)} |"
 
 
 def _verdicts(plan: Plan, records: list[Record], *, core_sparsity: str, k: int) -> Iterator[str]:

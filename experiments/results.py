@@ -90,7 +90,10 @@ def _training(client: Client, training: Training, job: Answer) -> Record:
         "ce_first": metrics["ce_increase_per_prefix"][0], "ce": metrics["ce_increase"],
         "kl_first": metrics["kl_per_prefix"][0],
         "ev_first": metrics["explained_variance_per_prefix"][0], "ev": metrics["explained_variance"],
-        "retention": metrics["retention"], "overlap": metrics.get("given_overlap"), "l0": metrics["l0"],
+        "retention": metrics["retention"],
+        # of another seed's core it would tell how much of that it is itself
+        "overlap": None if training.arm == "other seed" else metrics.get("given_overlap"),
+        "is_weak_control": metrics.get("is_weak_control"), "l0": metrics["l0"],
         "p_1": metrics["prefix_widths"][0], "n_tokens": metrics["n_tokens"],
     }  # fmt: skip
 

@@ -14,6 +14,7 @@ PLAN = PLANS["small"]
 
 def training(arm: str, seed: int, ce_first: float) -> Record:
     same = dict.fromkeys(FIGURES, 0.5) | {"ce_first": ce_first, "overlap": None}
+    same["is_weak_control"] = arm == "frequent"
     return {"core_sparsity": "batch_topk", "seed": seed, "arm": arm, "k": 32, "n_tokens": 1000, **same}
 
 
@@ -55,6 +56,12 @@ def test_a_verdict_needs_an_interval_of_the_differences_seed_by_seed_that_leaves
     verdicts = [line for line in lines if line.startswith("- Against")]
     assert len(verdicts) == len(ARMS) - 1
     assert all(verdict in line for line in verdicts)
+
+
+def test_a_control_that_is_much_the_same_core_is_called_weak_in_its_row() -> None:
+    lines = report.write(PLAN, found([0.1, 0.2], [0.3, 0.4]), []).splitlines()
+    weak = [line for line in lines if "(a weak control)" in line]
+    assert [line.split("|")[1].strip() for line in weak] == [f"{ARMS['frequent']} (a weak control)"]
 
 
 def test_a_mean_over_seeds_has_the_standard_error_of_the_mean() -> None:
