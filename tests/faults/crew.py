@@ -55,7 +55,7 @@ class Crew:
         log = self.folder / f"worker-{device.replace(':', '-')}.log"
         begun = log.stat().st_size if log.exists() else 0
         worker = self.begin_worker(device, queues=queues, max_runtime_s=max_runtime_s)
-        wait_for(lambda: b"worker_started" in log.read_bytes()[begun:], seconds=30, what="the worker starts")
+        wait_for(lambda: b"worker_started" in log.read_bytes()[begun:], seconds=60, what="the worker starts")
         return worker
 
     def begin_worker(
@@ -110,7 +110,7 @@ class Crew:
             return [int(step) for step in session.scalars(query.order_by(Event.seq))]
 
     def wait_for_phase(self, job_id: str, phase: str) -> None:
-        wait_for(lambda: self.phases().get(job_id) == phase, seconds=30, what=f"the job is {phase}")
+        wait_for(lambda: self.phases().get(job_id) == phase, seconds=60, what=f"the job is {phase}")
 
     def wait_until(self, job_id: str, state: str, *, seconds: float) -> float:
         return wait_for(lambda: self.state(job_id) == state, seconds=seconds, what=f"the job is {state}")
@@ -127,7 +127,7 @@ class Crew:
         """Wait until a trainer has begun on a device and give its pid."""
         wait_for(
             lambda: any(self.trainer(device) == pid for what, _, _, pid in self.marks() if what == "begin"),
-            seconds=30,
+            seconds=60,
             what="a trainer begins",
         )
         pid = self.trainer(device)

@@ -49,10 +49,10 @@ def test_a_cycle_that_does_not_fit_succeeds_on_another_machine(crew: Crew, small
     small = [crew.plant() for _ in range(2)]
     crew.env["DMSAE_IDLE_WAKE_S"] = "5"  # so that it rests for 15 s, within which the other one surely wakes
     crew.begin_worker("cpu:0", before=small_disk)
-    wait_for(lambda: crew.outcomes(job_id) == ["crashed"], seconds=30, what="the disk is full")
+    wait_for(lambda: crew.outcomes(job_id) == ["crashed"], seconds=60, what="the disk is full")
     os.kill(other.pid, signal.SIGCONT)
     for each in (job_id, *small):
-        crew.wait_until(each, "succeeded", seconds=30)
+        crew.wait_until(each, "succeeded", seconds=60)
     assert crew.outcomes(job_id) == ["crashed", "succeeded"]
     with crew.database.session_scope() as session:
         query = select(Attempt.error, Attempt.worker_id).join(Cycle, Cycle.id == Attempt.cycle_id)
@@ -65,10 +65,10 @@ def test_a_cycle_that_does_not_fit_succeeds_on_another_machine(crew: Crew, small
 def test_a_cycle_that_fits_nowhere_fails_and_names_the_disk(crew: Crew, small_disk: list[str]) -> None:
     job_id = crew.plant(size_bytes=DISK_BYTES + 1)
     crew.begin_worker("cpu:0", before=small_disk)
-    wait_for(lambda: crew.outcomes(job_id) != [], seconds=30, what="it begins")
+    wait_for(lambda: crew.outcomes(job_id) != [], seconds=60, what="it begins")
     small = crew.plant()
     crew.wait_until(job_id, "failed", seconds=60)
-    crew.wait_until(small, "succeeded", seconds=30)
+    crew.wait_until(small, "succeeded", seconds=60)
     assert crew.outcomes(job_id) == ["crashed"] * 3
     assert crew.error(job_id)["code"] == "attempts_exhausted"
     assert crew.error(job_id)["cause"] == "disk_full"
@@ -78,10 +78,10 @@ def test_a_worker_without_room_takes_nothing_until_there_is_some(crew: Crew, sma
     crew.env["DMSAE_DISK_RESERVE_BYTES"] = str(DISK_BYTES + 1)
     job_id = crew.plant()
     worker = crew.begin_worker("cpu:1", before=small_disk)
-    wait_for(lambda: "disk_nearly_full" in crew.log("worker-cpu-1"), seconds=30, what="it finds no room")
+    wait_for(lambda: "disk_nearly_full" in crew.log("worker-cpu-1"), seconds=60, what="it finds no room")
     assert crew.outcomes(job_id) == []
     crew.begin_worker("cpu:0")
-    crew.wait_until(job_id, "succeeded", seconds=20)
+    crew.wait_until(job_id, "succeeded", seconds=60)
     with crew.database.session_scope() as session:
         assert session.scalars(select(Attempt.worker_id)).one().endswith("cpu-0")
     assert worker.poll() is None

@@ -8,10 +8,12 @@ import time
 
 from sqlalchemy import select
 
-from dmsae.service.tables import Checkpoint
+from dmsae.service.tables import Attempt, Checkpoint
 from tests.faults.crew import ROOT, Crew, wait_for
 from tests.faults.store_proxy import Faults, StoreProxy
 from tests.planting import outcomes
+
+MAX_RUNTIME_S = 12.0
 
 
 def test_a_worker_marked_in_the_database_hands_its_cycle_back_and_ends(crew: Crew) -> None:
@@ -21,7 +23,7 @@ def test_a_worker_marked_in_the_database_hands_its_cycle_back_and_ends(crew: Cre
     command = [sys.executable, "-m", "dmsae.cli", "worker", "--drain", "--device", "cpu:0"]
     told = subprocess.run(command, env=crew.env, cwd=ROOT, capture_output=True, text=True, check=True).stdout
     assert f"{socket.gethostname()}.cpu-0" in told
-    assert worker.wait(20) == 0
+    assert worker.wait(60) == 0
     with crew.database.session_scope() as session:
         assert outcomes(session, job_id) == ["handed_back"]
     other = crew.start_worker("cpu:1")
@@ -34,13 +36,14 @@ def test_a_worker_marked_in_the_database_hands_its_cycle_back_and_ends(crew: Cre
 def test_a_worker_whose_time_is_up_hands_its_cycle_back_before_the_end(crew: Crew) -> None:
     crew.env["DMSAE_DRAIN_GRACE_S"] = "2"
     job_id = crew.plant(n_steps=1000, seconds=100.0)
-    begun = time.monotonic()
-    worker = crew.start_worker(max_runtime_s=12.0)
+    worker = crew.start_worker(max_runtime_s=MAX_RUNTIME_S)
     crew.wait_for_trainer()
-    assert worker.wait(20) == 0
-    assert time.monotonic() - begun < 14
+    assert worker.wait(60) == 0
     with crew.database.session_scope() as session:
         assert outcomes(session, job_id) == ["handed_back"]
+        took = session.scalars(select(Attempt.closed_at - Attempt.opened_at)).one()
+        assert took is not None
+        assert took.total_seconds() < MAX_RUNTIME_S
 
 
 def test_a_worker_told_to_stop_while_it_stores_a_finished_cycle_records_it(
@@ -52,7 +55,7 @@ def test_a_worker_told_to_stop_while_it_stores_a_finished_cycle_records_it(
     job_id = crew.plant()
     crew.wait_for_phase(job_id, "uploading")
     worker.send_signal(signal.SIGTERM)
-    assert worker.wait(20) == 0
+    assert worker.wait(60) == 0
     assert crew.outcomes(job_id) == ["succeeded"]
     assert crew.state(job_id) == "succeeded"
 
@@ -64,18 +67,18 @@ def test_a_finished_cycle_that_cannot_be_stored_in_time_goes_on_from_its_last_ch
     worker = crew.start_worker("cpu:0")
     job_id = crew.plant(n_steps=10, every=2, seconds=2.0)
     crew.wait_for_phase(job_id, "training")
-    wait_for(lambda: newest_step(crew) > 0, seconds=10, what="a checkpoint is stored")
+    wait_for(lambda: newest_step(crew) > 0, seconds=60, what="a checkpoint is stored")
     proxy.faults = Faults(is_away=True)
     crew.wait_for_phase(job_id, "uploading")
     begun = time.monotonic()
     worker.send_signal(signal.SIGTERM)
-    assert worker.wait(20) == 0
-    assert time.monotonic() - begun < 10
+    assert worker.wait(60) == 0
+    assert time.monotonic() - begun < 20
     assert crew.outcomes(job_id) == ["handed_back"]
     proxy.faults = Faults()
     last = newest_step(crew)
     crew.start_worker("cpu:1")
-    crew.wait_until(job_id, "succeeded", seconds=20)
+    crew.wait_until(job_id, "succeeded", seconds=60)
     assert crew.outcomes(job_id) == ["handed_back", "succeeded"]
     assert crew.resumed_steps(job_id) == [last]
 

@@ -1,6 +1,6 @@
 """Hostile values in every field, query, path and header of every call: refused plainly, and nothing stored.
 
-`DMSAE_FUZZ=1` (`make fuzz`) sends all of them; else each place gets some, other ones than the place before.
+`DMSAE_FUZZ=1` (`make fuzz`) sends all of them; else each place gets one, another than the place before.
 """
 
 import itertools
@@ -27,7 +27,8 @@ from tests.finished import finish_cycles
 from tests.serving import fresh_database, served
 
 IS_WHOLE = "DMSAE_FUZZ" in os.environ
-SOME = 2
+SOME = 1
+SOME_CURSORS = 24
 JSON = {"Content-Type": "application/json"}
 LARGEST_PROBLEM = 64 * 1024
 pytestmark = pytest.mark.timeout(7200 if IS_WHOLE else 280)
@@ -103,7 +104,7 @@ def site(services: RunningServices) -> Iterator[Site]:
 
 
 def some_of(values: Sequence[Any], places: Sequence[Any]) -> Iterator[tuple[Any, Any]]:
-    """Pair each place with the next few values, round and round; with all of them for the whole corpus."""
+    """Pair each place with the next value, round and round; with all of them for the whole corpus."""
     turning = itertools.cycle(values)
     for place in places:
         for _ in range(len(values) if IS_WHOLE else SOME):
@@ -122,7 +123,7 @@ def test_no_value_in_any_field_of_any_body_gets_more_than_a_refusal(site: Site) 
             n_refused += 1
             assert now == stored, (call.name, place, value[:80])
         stored = now
-    assert n_refused > len(places)
+    assert n_refused > SOME * len(places) / 2
 
 
 def test_no_value_in_any_query_gets_more_than_a_refusal(site: Site) -> None:
@@ -150,7 +151,7 @@ def test_no_value_in_any_path_gets_more_than_a_refusal(site: Site) -> None:
 def test_no_forged_cursor_gets_more_than_a_refusal(site: Site) -> None:
     paged = [call for call in site.calls if "cursor" in call.names("query")]
     assert len(paged) >= 5
-    for call, cursor in itertools.product(paged, list(hostile.cursors())[:: 1 if IS_WHOLE else 12]):
+    for call, cursor in itertools.product(paged, list(hostile.cursors())[:: 1 if IS_WHOLE else SOME_CURSORS]):
         answer = site.api.get(site.path(call), params={"cursor": cursor})
         site.check(answer, (call.name, cursor))
         assert answer.status_code in (200, 400, 404), (call.name, cursor)
