@@ -356,6 +356,12 @@ def test_config_is_set_and_shown_and_never_shows_a_key(env: dict[str, str]) -> N
     assert find_api(None, None, env=env) == Profile("https://lab.example", "very-secret")
 
 
+def test_keys_are_asked_of_a_named_profiles_api(env: dict[str, str]) -> None:
+    write_profiles(change_profile(read_profiles(config_path(env)), "lab", url=URL))
+    done = run_dmsae("--profile", "lab", "keys", "list", env=env)
+    assert (done.returncode, URL in done.stderr) == (3, True)
+
+
 def test_exit_statuses_tell_what_went_wrong(env: dict[str, str], tmp_path: Path) -> None:
     settings = tmp_path / "settings.json"
     settings.write_text("{")
