@@ -1,5 +1,6 @@
 """`make bench`: the demo's phases; a step, the harvest and cycles beside their floors and peers; memory;
-how far scores agree with ablations; how fast the queue hands out cycles, and latents are found.
+how far scores agree with ablations; how fast the queue hands out cycles, latents are found, and jobs are
+taken while many streams are open.
 
 One JSON object a line: name, value, unit, against, ratio, spread. The demo is run once, in a data folder of
 its own; `ratio` is the share of the whole demo, `spread` the smallest and largest cycle, where a phase
@@ -24,6 +25,7 @@ from bench.memory import memory_rows
 from bench.scores import score_rows
 from bench.step import gpu_step_rows, step_rows
 from bench.step_memory import step_memory_rows
+from bench.streams import stream_rows
 
 GROUPS = (
     step_rows,
@@ -35,6 +37,7 @@ GROUPS = (
     score_rows,
     claim_rows,
     lineage_rows,
+    stream_rows,
 )
 
 
