@@ -21,7 +21,14 @@ from dmsae.service.upload_tables import Upload
 
 VERSION_TABLE = "alembic_version"
 PAGE_ROWS = 1000
-FUNCTIONS = ("claim_cycle", "settle_attempt", "owner_shares")
+FUNCTIONS = (
+    "claim_cycle",
+    "keep_published_core",
+    "keep_published_places",
+    "owner_shares",
+    "settle_attempt",
+    "tally_attempt",
+)
 """What migrations make beside tables; a dump makes it again."""
 
 

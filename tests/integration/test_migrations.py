@@ -21,6 +21,7 @@ import dmsae.service.tally_tables
 import dmsae.service.upload_tables
 import dmsae.service.webhook_tables
 from dmsae.errors import Conflict, NotFound, Unavailable
+from dmsae.service.backing_up import FUNCTIONS
 from dmsae.service.database import Database
 from dmsae.service.migrating import is_current, migrate, unmigrate
 from dmsae.service.tables import CoreLatent, Table
@@ -88,6 +89,12 @@ def test_the_migrated_schema_is_the_one_that_the_tables_say(empty_url: str, data
         assert column_rules(found) == column_rules(wanted)
         assert index_rules(found) == index_rules(wanted)
         assert found.scalar(text("SELECT nextval('fencing_numbers')")) == 1
+
+
+def test_a_restore_knows_every_function_that_migrations_make(database_url: str) -> None:
+    made = "SELECT proname FROM pg_proc WHERE pronamespace = 'public'::regnamespace ORDER BY proname"
+    with psycopg.connect(database_url.replace("+psycopg", "")) as connection:
+        assert tuple(name for (name,) in connection.execute(made)) == FUNCTIONS
 
 
 def test_cores_of_before_know_how_often_each_latent_was_selected(database: Database) -> None:

@@ -72,7 +72,8 @@ def test_a_core_alone_is_a_whole_request(lab: Lab) -> None:
     source = lab.api.get(f"/distillations/{lab.source}").json()["config"]
     config = CoreTrainingConfig.model_validate(training["config"]).model_dump(mode="json")
     assert config == training["config"]
-    assert config.pop("core") == {"kind": "selected", "cycle": {"job_id": lab.source, "cycle_index": 2}}
+    cycle = {"job_id": lab.source, "cycle_index": 2}
+    assert config.pop("core") == {"kind": "selected", "cycle": cycle, "published_as": None}
     assert config == {name: value for name, value in source.items() if name != "n_cycles"}
     assert (training["kind"], training["progress"]["n_cycles"], training["group_id"]) == ("training", 1, None)
     for name in ("training", "cycles", "lineage", "origins"):

@@ -136,7 +136,7 @@ def test_the_page_tells_of_every_setting_with_its_default() -> None:
 
 def test_every_variable_on_the_page_exists() -> None:
     scripts = {"DMSAE_CHECKOUT", "DMSAE_ENV_FILE"}
-    client = {"DMSAE_URL", "DMSAE_API_KEY"}
+    client = {"DMSAE_URL", "DMSAE_API_KEY", "DMSAE_PROFILE"}
     assert set(re.findall(r"DMSAE_\w+", PAGE)) <= KNOWN | scripts | client
     assert scripts <= set(re.findall(r"DMSAE_\w+", SBATCH))
 
