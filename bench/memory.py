@@ -1,6 +1,6 @@
 """How much memory do real cycles take at their peak, beside what a dry run says beforehand?
 
-`value` is the trainer's own peak (`ru_maxrss`: every page in memory, those mapped from files too), `ratio`
+`value` is the trainer's own peak (every page in memory, those mapped from files too), `ratio`
 the estimate over it, `spread` the smallest and largest of the runs. The models are random but for SmolLM2.
 """
 

@@ -9,7 +9,6 @@ matrices of batch x width, in float32; `spread` the least and the most of the ru
 
 import gc
 import json
-import resource
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -19,6 +18,7 @@ import psutil
 import torch
 
 from bench.step_process import Batches
+from dmsae.allocator import peak_memory_bytes
 
 SHAPE = (576, 16384, 64, 2048)
 """d_model, n_latents, k, batch."""
@@ -102,8 +102,7 @@ def main(d_model: int, n_latents: int, k: int, batch: int) -> None:
     if abs(last.dead_fraction - DEAD_SHARE) > 0.05:
         raise RuntimeError(f"{last.dead_fraction} of the latents are dead")
     trainer.finish()
-    peak = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    sys.stdout.write(json.dumps(peak - before) + "\n")
+    sys.stdout.write(json.dumps(peak_memory_bytes() - before) + "\n")
 
 
 if __name__ == "__main__":

@@ -5,14 +5,13 @@ business of `formats.py`.
 """
 
 import json
-import resource
-import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from safetensors.torch import save_file
 
 from dmsae.agreement import AblationCheck
+from dmsae.allocator import peak_memory_bytes
 from dmsae.attribution import Attribution
 from dmsae.config import SPLIT_SALT
 from dmsae.cycle_events import given_density
@@ -93,12 +92,6 @@ def usage_figures(harvest: Harvest) -> dict[str, Any]:
         "rounding_error": usage.error.relative,
         "activation_wait_s": usage.wait_s,
     }
-
-
-def peak_memory_bytes() -> int:
-    """Give the most memory that this process has held so far."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
 
 
 def save(run: CycleRun, out: Path, results: Results, *, metrics: dict[str, Any]) -> None:

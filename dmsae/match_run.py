@@ -13,10 +13,11 @@ from typing import Any
 import torch
 
 from dmsae.activations import ContextBatch, Harvester, Scale, collect, norm_limit
+from dmsae.allocator import peak_memory_bytes
 from dmsae.config import MatchConfig, MatchSpec
 from dmsae.contexts import Contexts
 from dmsae.cycle_inputs import Places, open_batches, open_device, provenance_of, tell_model
-from dmsae.cycle_results import peak_memory_bytes, write_json
+from dmsae.cycle_results import write_json
 from dmsae.cycle_text import MARGIN, OpenText, open_text, read_text, tell_skipped, telling_counts
 from dmsae.errors import CycleFailed
 from dmsae.hooks import HookPoint, resolve_hook

@@ -136,18 +136,19 @@ def test_a_wrong_byte_in_a_text_of_unknown_sha256_is_found_too(
 
 
 BOTH_WAYS = """
-import resource, sys
+import sys
 from pathlib import Path
+from dmsae.allocator import peak_memory_bytes
 from dmsae.service.objects import ObjectStore
 from dmsae.service.settings import load_settings
 from worker.patient_store import PatientStore
 path = Path(sys.argv[1])
 store = ObjectStore(load_settings())
 patient = PatientStore(store, patience_s=60, has_stopped=lambda: False)
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+before = peak_memory_bytes()
 stored = patient.put_file("tests/broken/a.bin", path)
 patient.get_file(stored.key, path.with_name("back.bin"), sha256=stored.sha256)
-print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
+print((peak_memory_bytes() - before) // 2**20)
 """
 
 

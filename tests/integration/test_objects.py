@@ -129,16 +129,17 @@ def test_a_store_that_is_away_or_refuses_is_unavailable(settings: Settings, chan
 
 
 UPLOAD = """
-import resource, sys
+import sys
 from pathlib import Path
+from dmsae.allocator import peak_memory_bytes
 from dmsae.service.objects import ObjectStore
 from dmsae.service.settings import load_settings
 path = Path(sys.argv[1])
 store = ObjectStore(load_settings())
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+before = peak_memory_bytes()
 stored = store.put_file("tests/large/a.bin", path)
 store.get_file(stored.key, path.with_name("back.bin"), sha256=stored.sha256)
-print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
+print((peak_memory_bytes() - before) // 2**20)
 store.delete_prefix("tests/large/")
 """
 

@@ -109,7 +109,7 @@ def test_the_estimated_peak_is_within_a_fifth_of_the_measured_one(
 
 
 def measure_until_near(estimated: float, config: DistillationConfig, folder: Path) -> float:
-    """Measure up to three times; one run in many holds a third more, in arenas left in pieces."""
+    """Measure up to three times, since what threads leave in pieces differs."""
     for _ in range(3):
         measured = measure_peak(config, folder)
         if measured == pytest.approx(estimated, rel=0.15):
