@@ -5,7 +5,6 @@ from being watched. Of several replicas one acts. Each step is bounded and may b
 marked first, then its object is deleted, then its row.
 """
 
-import threading
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -13,14 +12,14 @@ from functools import partial
 
 import structlog
 
-from dmsae.errors import DatabaseRefused, Unavailable
 from dmsae.service import checkpoints, idempotency, purging, retention, uploads
 from dmsae.service.database import Database, Transaction
-from dmsae.service.leadership import CLEANER_LOCK, Leadership
+from dmsae.service.leadership import CLEANER_LOCK
 from dmsae.service.logs import attempt_fields
 from dmsae.service.objects import ObjectStore
 from dmsae.service.settings import Settings
 from dmsae.service.tallies import Action, count_actions
+from worker.chore import Chore
 
 log = structlog.get_logger()
 
@@ -30,46 +29,23 @@ BATCH = 500
 """Rows, objects or attempts of one step."""
 
 
-class Cleaner:
-    """One replica; `clean` acts only while it holds the lead."""
+class Cleaner(Chore):
+    """One replica of it."""
+
+    failed_event = "cleaning_failed"
+    crashed_event = "cleaning_crashed"
 
     def __init__(
         self, settings: Settings, database: Database, objects: ObjectStore, *, batch: int = BATCH
     ) -> None:
+        super().__init__(database, key=CLEANER_LOCK, rest_s=settings.clean_s)
         self._settings = settings
-        self._database = database
         self._objects = objects
-        self._leadership = Leadership(database, key=CLEANER_LOCK)
         self._batch = batch
         self._purged_at = -HOUR_S
         self._done: Counter[Action] = Counter()
 
-    def run(self, stop: threading.Event) -> None:
-        """Clean until told to stop."""
-        while not stop.is_set():
-            try:
-                has_more = self.clean()
-            except Exception as error:  # noqa: BLE001 - else nothing would be deleted until a restart
-                log.error("cleaning_crashed", error=type(error).__name__)
-                has_more = False
-            if not has_more:
-                stop.wait(self._settings.clean_s)
-        self.resign()
-
-    def clean(self) -> bool:
-        """Do a bounded part of what is to be done; true if more of it waits."""
-        try:
-            return self._leadership.hold() and self._clean()
-        except (Unavailable, DatabaseRefused) as error:
-            log.warning("cleaning_failed", error=type(error).__name__, reason=error.message)
-            self.resign()
-            return False
-
-    def resign(self) -> None:
-        """Let another replica act."""
-        self._leadership.resign()
-
-    def _clean(self) -> bool:
+    def _do_part(self) -> bool:
         is_due = time.monotonic() - self._purged_at >= HOUR_S
         has_more = [self._expire(), self._delete_marked(), self._delete_checkpoints()]
         has_more += [self._clear_jobs(), self._delete_abandoned()]

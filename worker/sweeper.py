@@ -32,6 +32,7 @@ from dmsae.service.sweeping import classes_waiting, close_expired, end_cancelled
 from dmsae.service.tallies import Action, count_actions
 from dmsae.service.workers import mark_gone_workers
 from worker.alive import SWEEPER, note_alive
+from worker.chore import Chore
 from worker.cleaner import Cleaner
 from worker.webhooks import Messenger
 
@@ -171,12 +172,15 @@ def main() -> None:
     database = Database(url, wake_up=wake_ups.send_wake_up, pool_size=8)
     objects = ObjectStore(settings)
     sweeper = Sweeper(settings, database, wake_ups)
-    cleaner = Cleaner(settings, database, objects)
-    cleaning = threading.Thread(target=cleaner.run, args=(stop,), name="cleaner", daemon=True)
-    cleaning.start()
-    messenger = Messenger(settings, database)
-    telling = threading.Thread(target=messenger.run, args=(stop,), name="webhooks", daemon=True)
-    telling.start()
+    chores: dict[str, Chore] = {"cleaner": Cleaner(settings, database, objects)}
+    if settings.webhooks_key is not None:
+        chores["webhooks"] = Messenger(settings, database)
+    threads = [
+        threading.Thread(target=chore.run, args=(stop,), name=name, daemon=True)
+        for name, chore in chores.items()
+    ]
+    for thread in threads:
+        thread.start()
     log.info("sweeper_started")
     try:
         while not stop.is_set():
@@ -185,8 +189,8 @@ def main() -> None:
             stop.wait(settings.sweep_s)
     finally:
         sweeper.resign()
-        cleaning.join(STOP_S)
-        telling.join(STOP_S)
+        for thread in threads:
+            thread.join(STOP_S)
         database.dispose()
         objects.close()
     log.info("sweeper_stopped")

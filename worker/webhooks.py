@@ -3,17 +3,16 @@
 A try that is cut off is made again: a receiver knows by the delivery's id what it was told already.
 """
 
-import threading
 import time
 from functools import partial
 
 import structlog
 
-from dmsae.errors import DatabaseRefused, Unavailable
 from dmsae.service import webhook_deliveries, webhook_posting
 from dmsae.service.database import Database
-from dmsae.service.leadership import WEBHOOK_LOCK, Leadership
+from dmsae.service.leadership import WEBHOOK_LOCK
 from dmsae.service.settings import Settings
+from worker.chore import Chore
 
 log = structlog.get_logger()
 
@@ -23,41 +22,18 @@ FORGET_EVERY_S = 3600.0
 FORGOTTEN_AT_ONCE = 1000
 
 
-class Messenger:
-    """One replica; `deliver` acts only while it holds the lead."""
+class Messenger(Chore):
+    """One replica of it; without a key there are no webhooks, and nothing is done."""
+
+    failed_event = "delivering_failed"
+    crashed_event = "delivering_crashed"
 
     def __init__(self, settings: Settings, database: Database) -> None:
+        super().__init__(database, key=WEBHOOK_LOCK, rest_s=LOOK_EVERY_S)
         self._settings = settings
-        self._database = database
-        self._leadership = Leadership(database, key=WEBHOOK_LOCK)
         self._forgot_at = -FORGET_EVERY_S
 
-    def run(self, stop: threading.Event) -> None:
-        """Deliver until told to stop; without a key there are no webhooks."""
-        while not stop.is_set() and self._settings.webhooks_key is not None:
-            try:
-                has_more = self.deliver()
-            except Exception as error:  # noqa: BLE001 - else nothing would be told until a restart
-                log.error("delivering_crashed", error=type(error).__name__)
-                has_more = False
-            if not has_more:
-                stop.wait(LOOK_EVERY_S)
-        self.resign()
-
-    def deliver(self) -> bool:
-        """Try what is due, a bounded part of it; true if more of it waits."""
-        try:
-            return self._leadership.hold() and self._deliver()
-        except (Unavailable, DatabaseRefused) as error:
-            log.warning("delivering_failed", error=type(error).__name__, reason=error.message)
-            self.resign()
-            return False
-
-    def resign(self) -> None:
-        """Let another replica act."""
-        self._leadership.resign()
-
-    def _deliver(self) -> bool:
+    def _do_part(self) -> bool:
         key = self._settings.webhooks_key
         if key is None:
             return False

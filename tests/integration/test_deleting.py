@@ -81,7 +81,7 @@ def clean_up(cleaner: Cleaner) -> int:
     """Clean until nothing is left to do; give how many steps it took."""
     cleaner._purged_at = -DAY_S
     n_steps = 1
-    while cleaner.clean():
+    while cleaner.do_part():
         n_steps += 1
         assert n_steps < 100
     return n_steps
@@ -220,7 +220,7 @@ def test_a_cleaner_that_breaks_off_after_deleting_an_object_goes_on_where_it_sto
 
         patch.setattr(purging, "forget_artifacts", fail)
         with pytest.raises(MemoryError):
-            cleaner.clean()
+            cleaner.do_part()
     with database.session_scope() as session:
         assert count(session, Artifact, Artifact.deleted_at.is_not(None)) == 3
     clean_up(cleaner)
@@ -281,7 +281,7 @@ def test_of_two_cleaners_one_acts_and_a_store_that_is_away_ends_neither(
     lame = Cleaner(settings, database, away)
     job_id = finished_job(database, owner_id, n_cycles=1)
     delete(database, job_id, owner_id)
-    assert not lame.clean()
+    assert not lame.do_part()
     with database.session_scope() as session:
         assert count(session, Artifact) == 1
     assert cleaner._leadership.hold()

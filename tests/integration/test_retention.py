@@ -68,8 +68,8 @@ def test_an_owners_setting_comes_before_the_services_and_each_change_shows(
     seen, versions = [], []
     for days in (None, 3, 0, None):
         database.run(lambda session, days=days: set_retention(session, owner_id, days))
-        cleaner.clean()
-        cleaner.clean()
+        cleaner.do_part()
+        cleaner.do_part()
         seen.append(days_kept(database, job_id))
         with database.session_scope() as session:
             versions.append(view_job(session, job_id).job.version)
@@ -90,7 +90,7 @@ def test_a_job_is_deleted_once_its_days_are_over_and_not_before(
         set_retention(session, kept_owner, 0)
     for job_id, days in ((old, 10.1), (young, 9.9), (kept, 400)):
         end_days_ago(database, job_id, days)
-    cleaner.clean()
+    cleaner.do_part()
     assert deleted_jobs(database) == {old}
     assert waiting not in deleted_jobs(database)
 
@@ -104,12 +104,12 @@ def test_a_job_whose_core_is_given_to_one_that_has_not_ended_is_kept_until_then(
     with database.session_scope() as session:
         core_id = session.scalars(select(Cycle.output_core_id).where(Cycle.job_id == old)).one()
         session.execute(update(Cycle).where(Cycle.job_id == user).values(input_core_id=core_id))
-    cleaner.clean()
+    cleaner.do_part()
     assert deleted_jobs(database) == set()
     with database.session_scope() as session:
         ended = {"state": "failed", "finished_at": func.now()}
         session.execute(update(Job).where(Job.id == user).values(ended))
-    cleaner.clean()
+    cleaner.do_part()
     assert deleted_jobs(database) == {old}
 
 
@@ -126,7 +126,7 @@ def test_the_command_line_sets_it_and_a_dry_run_and_the_job_tell_it(
         told = api.post("/distillations?dry_run=true", json={"preset": "demo"}).json()
         assert told["retention_days"] == 5
         api.post(f"/jobs/{job['id']}/cancel")
-        cleaner.clean()
+        cleaner.do_part()
         assert api.get(f"/jobs/{job['id']}").json()["expires_at"] is not None
     with database.session_scope() as session:
         assert session.scalars(select(Owner.retention_days).where(Owner.name == "local")).one() == 5

@@ -149,9 +149,9 @@ def test_an_upload_stays_while_a_job_names_it_and_goes_some_days_later(
             past = timedelta(days=settings.upload_days, hours=1)
             times = {"created_at": Upload.created_at - past, "used_at": Upload.used_at - past}
             session.execute(update(Upload).values(times))
-        cleaner.clean()
+        cleaner.do_part()
 
-    cleaner.clean()
+    cleaner.do_part()
     assert store.describe(unused).size_bytes == len(LINES)
     pass_time()
     assert keys_of(database) == [used]
@@ -160,7 +160,7 @@ def test_an_upload_stays_while_a_job_names_it_and_goes_some_days_later(
     assert refused["errors"][0]["code"] == "object_not_found"
     api.post(f"/jobs/{job['id']}/cancel")
     assert api.delete(f"/jobs/{job['id']}").status_code == 204
-    cleaner.clean()
+    cleaner.do_part()
     assert keys_of(database) == [used]
     pass_time()
     assert keys_of(database) == []

@@ -92,7 +92,7 @@ def test_an_end_is_told_once_signed_and_its_outcome_is_shown(
         database.run(lambda session: cancelling.cancel_job(session, going))
     messenger = Messenger(open_settings, database)
     for _ in range(3):
-        messenger.deliver()
+        messenger.do_part()
     messenger.resign()
     [(headers, body)] = receiver.told
     key = base64.b64decode(webhook["secret"].removeprefix("whsec_"))
@@ -117,20 +117,20 @@ def test_a_refused_delivery_is_tried_again_with_the_same_id_and_given_up_after_a
     database.run(lambda session: cancelling.cancel_job(session, job_id))
     messenger = Messenger(open_settings, database)
     receiver.status = 302
-    messenger.deliver()
-    messenger.deliver()
+    messenger.do_part()
+    messenger.do_part()
     assert len(receiver.told) == 1
     [waiting] = api.get(f"/webhooks/{webhook_id}").json()["deliveries"]
     assert (waiting["state"], waiting["last_status"], waiting["n_tries"]) == ("pending", 302, 1)
     due = update(WebhookDelivery).values(next_at=text("now()"))
     database.run(lambda session: session.execute(due))
     receiver.status = 500
-    messenger.deliver()
+    messenger.do_part()
     assert len({headers["webhook-id"] for headers, _ in receiver.told}) == 1
     assert len(receiver.told) == 2
     old = due.values(created_at=text("now() - interval '25 hours'"))
     database.run(lambda session: session.execute(old))
-    messenger.deliver()
+    messenger.do_part()
     messenger.resign()
     [ended] = api.get(f"/webhooks/{webhook_id}").json()["deliveries"]
     assert (ended["state"], ended["last_status"], ended["n_tries"]) == ("given_up", 500, 3)
@@ -145,7 +145,7 @@ def test_a_delivery_is_refused_where_the_address_turns_out_to_be_private(
     database.run(lambda session: cancelling.cancel_job(session, job_id))
     strict = open_settings.model_copy(update={"webhooks_allow_private": False})
     messenger = Messenger(strict, database)
-    messenger.deliver()
+    messenger.do_part()
     messenger.resign()
     [delivery] = api.get(f"/webhooks/{webhook_id}").json()["deliveries"]
     assert delivery["state"] == "pending"
