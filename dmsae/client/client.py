@@ -56,8 +56,8 @@ class Client:
         self.jobs = WatchableJobs(self._sender)
         self.groups = Groups(self._sender)
         self.uploads = Uploads(self._sender)
-        self.latents = Latents(self)
-        self.cores = Cores(self)
+        self.latents = Latents(self._sender)
+        self.cores = Cores(self._sender)
 
     def __enter__(self) -> Self:
         return self
@@ -111,6 +111,8 @@ class AsyncClient:
         self.jobs = Jobs(self._sender)
         self.groups = Groups(self._sender)
         self.uploads = Uploads(self._sender)
+        self.latents = Latents(self._sender)
+        self.cores = Cores(self._sender)
 
     async def __aenter__(self) -> Self:
         return self

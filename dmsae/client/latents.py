@@ -1,71 +1,69 @@
-"""Latents of the whole lab and cores, for the client."""
+"""What the client can ask of the latents of the whole lab, and of cores."""
 
-from __future__ import annotations
+from typing import Any
 
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from dmsae.client.client import Answer, Client
+from dmsae.client.calls import Answer, Request, Resource, RowSteps, S, Steps, call, listing, pages
 
 
-class Latents:
+class Latents(Resource[S]):
     """Latents of all jobs."""
 
-    def __init__(self, client: Client) -> None:
-        self._client = client
-
-    def find(self, **filters: Any) -> Iterator[Answer]:
+    @listing
+    def find(self, /, **filters: Any) -> RowSteps:
         """Go through latents: `job_id`, `origin_job_id`, `min_times_selected`, `is_alive`, `order`, ..."""
-        return self._client.pages("/latents", **filters)
+        return pages("/latents", filters)
 
-    def get(self, latent_id: str) -> Answer:
+    @call
+    def get(self, latent_id: str) -> Steps[Answer]:
         """Give one latent's whole story, with all who descend from it.
 
         Raises:
             NotFound: there is no such latent.
         """
-        story = self._client.request("GET", f"/latents/{latent_id}")
+        story: Answer = yield Request("GET", f"/latents/{latent_id}")
         cursor = story["descendants_cursor"]
         while cursor is not None:
-            more = self._client.request("GET", f"/latents/{latent_id}/descendants", query={"cursor": cursor})
+            more = yield Request("GET", f"/latents/{latent_id}/descendants", query={"cursor": cursor})
             story["descendants"] += more["items"]
             cursor = more["next_cursor"]
         return {**story, "descendants_cursor": None}
 
-    def of_job(self, job_id: str) -> Iterator[Answer]:
+    @listing
+    def of_job(self, job_id: str) -> RowSteps:
         """Go through every latent that a core of a distillation or training held, each with its path.
 
         Raises:
             NotFound: there is no such job.
         """
-        kind = self._client.request("GET", f"/jobs/{job_id}")["kind"]
-        return self._client.pages(f"/{kind}s/{job_id}/lineage")
+        kind = (yield Request("GET", f"/jobs/{job_id}"))["kind"]
+        yield from pages(f"/{kind}s/{job_id}/lineage")
 
 
-class Cores:
+class Cores(Resource[S]):
     """Cores, and the names under which they are published."""
 
-    def __init__(self, client: Client) -> None:
-        self._client = client
-
-    def find(self, **filters: Any) -> Iterator[Answer]:
+    @listing
+    def find(self, /, **filters: Any) -> RowSteps:
         """Go through cores, the newest first: `job_id`, `name`, `is_published`."""
-        return self._client.pages("/cores", **filters)
+        return pages("/cores", filters)
 
-    def get(self, reference: str) -> Answer:
+    @call
+    def get(self, reference: str) -> Steps[Answer]:
         """Give a core by its id, or by its name, such as `lab/gemma-2-2b-l12@3`.
 
         Raises:
             NotFound: there is no such core.
         """
-        return self._client.request("GET", f"/cores/{reference}")
+        answer: Answer = yield Request("GET", f"/cores/{reference}")
+        return answer
 
-    def publish(self, core_id: str, name: str) -> Answer:
+    @call
+    def publish(self, core_id: str, name: str) -> Steps[Answer]:
         """Give a core the next version of a name; from then on it stays as it is.
 
         Raises:
             Forbidden: the core, or the name, is another owner's.
             Conflict: it has another name.
         """
-        return self._client.request("POST", f"/cores/{core_id}/publish", body={"name": name})
+        answer: Answer = yield Request("POST", f"/cores/{core_id}/publish", {"name": name})
+        return answer

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from dmsae.commands.options import DEFAULT_DATA, AsJson, Data, JobId, Key, Url, connect, tell
+from dmsae.commands.options import DEFAULT_DATA, AsJson, Data, JobId, Key, Url, connect, print_lines, tell
 from dmsae.errors import BadRequest
 
 job_app = typer.Typer(help="Jobs, over HTTP.", no_args_is_help=True)
@@ -45,8 +45,7 @@ def list_jobs(
     with connect(url, key, data) as client:
         found = list(islice(client.jobs.find(state=state, owner=owner, text=text), most))
     if as_json:
-        for job in found:
-            typer.echo(json.dumps(job))
+        print_lines(found)
         return
     table = Table("job", "kind", "owner", "name", "state", "cycles", "created")
     for job in found:

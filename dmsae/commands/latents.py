@@ -1,7 +1,5 @@
 """`dmsae lineage`, `latent` and `latents`: what became of a job's latents, of one, and which there are."""
 
-import json
-from collections.abc import Iterable
 from itertools import islice
 from typing import Annotated, Any
 
@@ -9,9 +7,8 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from dmsae.commands.options import DEFAULT_DATA, Data, JobId, Key, Url, connect
+from dmsae.commands.options import DEFAULT_DATA, AsJson, Data, JobId, Key, Url, connect, print_lines
 
-AsJson = Annotated[bool, typer.Option("--json", help="As JSON, one object a line where there are several.")]
 Most = Annotated[int, typer.Option("--most", min=1, help="Stop after so many.")]
 
 
@@ -22,7 +19,7 @@ def show_lineage(
     with connect(url, key, data) as client:
         found = client.latents.of_job(job_id)
         if as_json:
-            _print_lines(found)
+            print_lines(found)
             return
         table = Table("latent", "selected in cycles", "times", "dropped", "last share")
         for latent in found:
@@ -43,7 +40,7 @@ def show_latent(
     with connect(url, key, data) as client:
         story = client.latents.get(latent_id)
     if as_json:
-        typer.echo(json.dumps(story, indent=2))
+        print_lines([story])
         return
     console = Console()
     console.print(f"{latent_id}: learned in cycle {story['origin_cycle']} of {story['origin_job_id']}")
@@ -89,7 +86,7 @@ def list_latents(
     with connect(url, key, data) as client:
         found = islice(client.latents.find(**filters), most)
         if as_json:
-            _print_lines(found)
+            print_lines(found)
             return
         names = ("times_selected", "last_cycle", "dropped_at", "last_share", "max_share")
         table = Table("latent", "kind", *(name.replace("_", " ") for name in names))
@@ -115,8 +112,3 @@ def _path_table(paths: list[dict[str, Any]]) -> Table:
 
 def _cell(value: Any) -> str:
     return "" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
-
-
-def _print_lines(found: Iterable[dict[str, Any]]) -> None:
-    for entry in found:
-        typer.echo(json.dumps(entry))

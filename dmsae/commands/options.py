@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections.abc import Iterable
 from contextvars import ContextVar
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -67,6 +68,12 @@ def local_url(data: Path) -> str | None:
     except (OSError, ValueError, KeyError, TypeError):
         return None
     return str(url) if url else None
+
+
+def print_lines(found: Iterable[Any]) -> None:
+    """Print each as one line of JSON."""
+    for entry in found:
+        typer.echo(json.dumps(entry))
 
 
 def tell(as_json: bool, text: str, facts: Any) -> None:
