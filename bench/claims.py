@@ -17,7 +17,6 @@ Rows, `N_OWNERS` owners each:
 Each says whether its bar `holds`.
 """
 
-import statistics
 import subprocess
 import tempfile
 import threading
@@ -33,6 +32,7 @@ from typing import Any
 import psycopg
 
 from bench.claim_rows import FINISH, Planted, claim_statement, pgbench_script, plant
+from bench.percentiles import p99_row
 from dmsae.local.passwords import generate_passwords
 from dmsae.local.postgres import find_binary
 from dmsae.local.services import choose_ports, services_in, start_service
@@ -167,17 +167,7 @@ def open_row(name: str, url: str, planted: Planted, *, bar_ms: int) -> dict[str,
             pool.submit(claim, due, planted.workers[number % N_WORKERS])
     while not idle.empty():
         idle.get().close()
-    seconds.sort()
-    p99_ms = round(1e3 * seconds[int(0.99 * len(seconds))], 2)
-    return {
-        "name": name,
-        "value": p99_ms,
-        "unit": "ms",
-        "against": bar_ms,
-        "ratio": round(p99_ms / bar_ms, 3),
-        "median_ms": round(1e3 * statistics.median(seconds), 2),
-        "n_claims": len(seconds),
-    }
+    return p99_row(name, seconds, bar_ms=bar_ms)
 
 
 def bound(server: Any, name: str) -> Iterator[dict[str, Any]]:

@@ -13,7 +13,6 @@ use case to its JSON, over random latents, jobs and pages:
 
 import os
 import random
-import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -26,6 +25,7 @@ from api.latent_schemas import LatentList, StoryOut
 from api.lineage_schemas import OriginsOut
 from bench.claims import database as make_database
 from bench.lineage_rows import LARGE, plant
+from bench.percentiles import p99_row
 from dmsae.local.passwords import generate_passwords
 from dmsae.local.services import choose_ports, services_in, start_service
 from dmsae.service.database import Database
@@ -137,14 +137,4 @@ def timed(name: str, ask: Callable[[int], object], *, bar_ms: float) -> dict[str
         begun = time.perf_counter()
         ask(number)
         seconds.append(time.perf_counter() - begun)
-    seconds = sorted(seconds[N_ASKED // 10 :])
-    p99_ms = round(1e3 * seconds[int(0.99 * len(seconds))], 2)
-    return {
-        "name": name,
-        "value": p99_ms,
-        "unit": "ms",
-        "against": bar_ms,
-        "ratio": round(p99_ms / bar_ms, 3),
-        "median_ms": round(1e3 * statistics.median(seconds), 2),
-        "n_asked": len(seconds),
-    }
+    return p99_row(name, seconds[N_ASKED // 10 :], bar_ms=bar_ms)

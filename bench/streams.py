@@ -13,7 +13,6 @@ Each says whether its bar `holds`.
 """
 
 import asyncio
-import statistics
 import sys
 import tempfile
 import time
@@ -25,6 +24,7 @@ from typing import Any, NamedTuple
 
 import httpx
 
+from bench.percentiles import p99_row
 from dmsae.local.passwords import generate_passwords
 from dmsae.local.processes import Child, Program
 from dmsae.local.programs import answers
@@ -62,7 +62,7 @@ def stream_rows(is_wanted: Callable[[str], bool]) -> Iterator[dict[str, Any]]:
         url = started(Path(folder), stack)
         loaded = asyncio.run(put_under_load(url))
     for name, bar_ms in BARS_MS.items():
-        yield row(f"streams.{name}", loaded.seconds[name], bar_ms=bar_ms)
+        yield p99_row(f"streams.{name}", loaded.seconds[name], bar_ms=bar_ms)
     yield {
         "name": "streams.told",
         "value": loaded.n_told,
@@ -176,20 +176,3 @@ async def change_notes(http: httpx.AsyncClient, job_ids: list[str], *, for_s: fl
         answer = await http.patch(f"/jobs/{job_ids[number % len(job_ids)]}", json={"notes": f"{number}"})
         answer.raise_for_status()
         await asyncio.sleep(for_s / n_changes)
-
-
-def row(name: str, seconds: list[float], *, bar_ms: float) -> dict[str, Any]:
-    """Say how the slowest hundredth stands to its bar."""
-    ordered = sorted(1e3 * each for each in seconds)
-    p99_ms = round(ordered[int(0.99 * len(ordered))], 2)
-    return {
-        "name": name,
-        "value": p99_ms,
-        "unit": "ms",
-        "against": bar_ms,
-        "ratio": round(p99_ms / bar_ms, 3),
-        "spread": [round(ordered[0], 2), round(ordered[-1], 2)],
-        "median_ms": round(statistics.median(ordered), 2),
-        "n_asked": len(ordered),
-        "holds": p99_ms < bar_ms,
-    }
