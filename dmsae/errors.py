@@ -180,7 +180,7 @@ FAILURES: Mapping[str, bool] = {
     "store_unavailable": True,
 }
 
-#: Of these, what another machine or a moment does not put right: the next attempt waits longer.
 OUTAGES = frozenset(
     ("hub_rate_limited", "hub_unreachable", "store_unavailable", "disk_full", "device_unavailable")
 )
+"""Of these, what another machine or a moment does not put right: the next attempt waits longer."""

@@ -7,23 +7,12 @@ from fastapi import APIRouter, Query, Response
 from api.dependencies import JobId, PartsOf
 from api.watching_schemas import STEP_METRICS_CSV, StepMetrics, as_csv
 from dmsae.service import step_metrics
+from dmsae.service.leases import POINT_VALUES, PointValue
 
 router = APIRouter(prefix="/jobs", tags=["jobs"])
 
-Column = Literal[
-    "loss",
-    "aux_loss",
-    "l0",
-    "l0_core",
-    "explained_variance",
-    "explained_variance_first",
-    "dead_fraction",
-    "clipped_fraction",
-    "lr",
-    "tokens_per_s",
-]
 Columns = Annotated[
-    list[Column] | None, Query(max_length=20, description="Which figures, once for each; all by default.")
+    list[PointValue] | None, Query(max_length=20, description="Which figures, once for each; all by default.")
 ]
 Points = Annotated[int, Query(ge=1, le=5000, description="Of each cycle, at most.")]
 CycleIndex = Annotated[int | None, Query(ge=0, le=2**31 - 1, description="Only this cycle.")]
@@ -42,7 +31,7 @@ def list_step_metrics(
     format: Annotated[Literal["json", "csv"], Query()] = "json",
 ) -> StepMetrics | Response:
     """Show each cycle's figures by step; of more points than wanted, runs are shown by their means."""
-    columns = tuple(dict.fromkeys(column or step_metrics.COLUMNS))
+    columns = tuple(dict.fromkeys(column or POINT_VALUES))
     with parts.database.session_scope() as session:
         found = step_metrics.list_series(
             session, job_id, columns=columns, points=points, cycle_index=cycle_index

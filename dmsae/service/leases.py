@@ -6,7 +6,7 @@ open succeeds: only the sweeper closes it, and only after watching it expired fo
 
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Any
+from typing import Any, Literal, get_args
 
 from sqlalchemy import delete, func, select, update
 from sqlalchemy.dialects.postgresql import insert
@@ -16,7 +16,7 @@ from dmsae.service.checkpoints import StoredCheckpoint, record_checkpoint
 from dmsae.service.states import Held, lock_attempt, stale, tell
 from dmsae.service.tables import Attempt, Cycle, Job, MetricPoint
 
-POINT_VALUES = (
+PointValue = Literal[
     "loss",
     "aux_loss",
     "l0",
@@ -27,8 +27,9 @@ POINT_VALUES = (
     "clipped_fraction",
     "lr",
     "tokens_per_s",
-)
+]
 """What a progress line says that is kept for each step."""
+POINT_VALUES: tuple[PointValue, ...] = get_args(PointValue)
 
 
 @dataclass(frozen=True)

@@ -11,20 +11,8 @@ from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from dmsae.service.jobs import find_job
+from dmsae.service.leases import POINT_VALUES
 from dmsae.service.tables import Cycle, MetricPoint
-
-COLUMNS = (
-    "loss",
-    "aux_loss",
-    "l0",
-    "l0_core",
-    "explained_variance",
-    "explained_variance_first",
-    "dead_fraction",
-    "clipped_fraction",
-    "lr",
-    "tokens_per_s",
-)
 
 
 class Series(NamedTuple):
@@ -41,7 +29,7 @@ def list_series(
     session: Session,
     job_id: str,
     *,
-    columns: Sequence[str] = COLUMNS,
+    columns: Sequence[str] = POINT_VALUES,
     points: int,
     cycle_index: int | None = None,
 ) -> list[Series]:

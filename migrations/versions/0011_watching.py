@@ -11,6 +11,10 @@ depends_on = None
 
 FINAL = "IN ('succeeded', 'failed', 'cancelled')"
 MOMENT = sa.DateTime(timezone=True)
+DELIVERY_INDEXES = (
+    ("ix_webhook_deliveries_pending", "next_at", "state = 'pending'"),
+    ("ix_webhook_deliveries_ended_at", "ended_at", "ended_at IS NOT NULL"),
+)
 
 
 def upgrade() -> None:
@@ -70,10 +74,7 @@ def _create_deliveries() -> None:
             "(state = 'pending') = (ended_at IS NULL)", name=op.f("ck_webhook_deliveries_ended")
         ),
         sa.ForeignKeyConstraint(
-            ["webhook_id"],
-            ["webhooks.id"],
-            name=op.f("fk_webhook_deliveries_webhook_id"),
-            ondelete="CASCADE",
+            ["webhook_id"], ["webhooks.id"], name=op.f("fk_webhook_deliveries_webhook_id"), ondelete="CASCADE"
         ),
         sa.ForeignKeyConstraint(["job_id"], ["jobs.id"], name=op.f("fk_webhook_deliveries_job_id")),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_webhook_deliveries")),
@@ -81,15 +82,5 @@ def _create_deliveries() -> None:
             "webhook_id", "job_id", "run", name=op.f("uq_webhook_deliveries_webhook_id_job_id_run")
         ),
     )
-    op.create_index(
-        "ix_webhook_deliveries_pending",
-        "webhook_deliveries",
-        ["next_at"],
-        postgresql_where=sa.text("state = 'pending'"),
-    )
-    op.create_index(
-        "ix_webhook_deliveries_ended_at",
-        "webhook_deliveries",
-        ["ended_at"],
-        postgresql_where=sa.text("ended_at IS NOT NULL"),
-    )
+    for name, column, where in DELIVERY_INDEXES:
+        op.create_index(name, "webhook_deliveries", [column], postgresql_where=sa.text(where))

@@ -12,11 +12,10 @@ import redis
 from dmsae.service.queue import WakeUps, class_queue, make_celery, ping_broker
 from dmsae.service.settings import settings_from
 from tests.conftest import RunningServices
-from tests.faults.crew import IS_FULL, ROOT, Crew, wait_for
+from tests.faults.crew import IS_FULL, ROOT, Crew, in_full, wait_for
 from tests.faults.staff import SOON_S, Staff, staffed
 
 AWAY_S = 120.0 if IS_FULL else 3.0
-IN_FULL = pytest.mark.skipif(not IS_FULL, reason="in `make faults`; tests/unit/test_idle.py has its rules")
 
 
 @pytest.fixture(scope="module")
@@ -117,7 +116,7 @@ def test_a_frozen_broker_holds_up_neither_senders_nor_training(
     staff.assert_ran_once([staff.crew.plant()])
 
 
-@IN_FULL
+@in_full
 def test_a_worker_that_hears_nothing_from_an_answering_broker_leaves(crew: Crew) -> None:
     crew.env["DMSAE_DEAF_AFTER_S"] = "2"
     worker = crew.start_worker(queues=class_queue("nobody-sends-here"))
@@ -125,7 +124,7 @@ def test_a_worker_that_hears_nothing_from_an_answering_broker_leaves(crew: Crew)
     assert "worker_deaf" in crew.log("worker-cpu-0")
 
 
-@IN_FULL
+@in_full
 def test_a_worker_waits_while_the_broker_is_away(crew: Crew, services: RunningServices) -> None:
     crew.env["DMSAE_DEAF_AFTER_S"] = "1"
     worker = crew.start_worker()

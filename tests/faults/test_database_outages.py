@@ -19,12 +19,11 @@ from sqlalchemy import func, make_url, select
 from dmsae.service.cancelling import cancel_job
 from dmsae.service.tables import Attempt, Cycle, MetricPoint
 from tests.conftest import SHORT_TIMES, RunningServices
-from tests.faults.crew import IS_FULL, Crew, wait_for
+from tests.faults.crew import IS_FULL, Crew, in_full, wait_for
 from tests.faults.staff import Staff, staffed
 
 LEASES_S = 2 * SHORT_TIMES["lease_s"]
 AWAY_S = 4 * LEASES_S if IS_FULL else LEASES_S + 1
-IN_FULL = pytest.mark.skipif(not IS_FULL, reason="in `make faults`")
 FADES_S = 1.0
 """A transaction that waits for its client for longer is one that work goes on in."""
 Outage = Callable[[RunningServices, Staff], AbstractContextManager[None]]
@@ -131,7 +130,7 @@ def n_missed(crew: Crew) -> int:
     return sum(crew.log(f"worker-cpu-{slot}").count("heartbeat_missed") for slot in range(2))
 
 
-@pytest.mark.parametrize("outage", [gone, crowded, locked, pytest.param(frozen, marks=IN_FULL)])
+@pytest.mark.parametrize("outage", [gone, crowded, locked, pytest.param(frozen, marks=in_full)])
 def test_training_goes_on_in_the_same_attempt_through_two_leases_without_postgres(
     staff: Staff, services: RunningServices, outage: Outage
 ) -> None:
@@ -172,7 +171,7 @@ def test_a_restart_of_postgres_in_the_middle_of_cycles_is_not_noticed(
     staff.assert_ran_once([staff.post()], n_cycles=3)
 
 
-@IN_FULL
+@in_full
 def test_a_cancellation_reaches_a_trainer_that_went_on_without_postgres(
     staff: Staff, services: RunningServices
 ) -> None:
