@@ -384,3 +384,13 @@ def test_commands_and_options_are_completed(env: dict[str, str]) -> None:
     asked = {"_DMSAE_COMPLETE": "complete_bash", "COMP_WORDS": "dmsae pu", "COMP_CWORD": "1"}
     assert run_dmsae(env={**env, **asked}).stdout.split() == ["pull"]
     assert "complete -o default -F" in run_dmsae(env={**env, "_DMSAE_COMPLETE": "source_bash"}).stdout
+
+
+def test_both_clients_offer_the_same() -> None:
+    with Client(URL) as client:
+        awaited = AsyncClient(URL)
+        asyncio.run(awaited.close())
+        assert set(vars(awaited)) == set(vars(client))
+        for name in set(vars(client)) - {"_sender"}:
+            offered = (set(dir(getattr(each, name))) for each in (client, awaited))
+            assert set.symmetric_difference(*offered) <= {"watch"}
