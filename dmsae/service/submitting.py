@@ -41,11 +41,12 @@ def submit(session: Session, owner_id: str, *, request: JobRequest, plans: Seque
     _hold_sources(session, plans)
     group_id = new_id("group") if is_group(request, plans) else None
     origin = None if request.cloned_from is None else session.get_one(Job, request.cloned_from)
-    identical = find_identical(session, map(_digest, plans))
+    digests = _digests(plans)
+    identical = find_identical(session, digests)
     jobs = []
-    for plan in plans:
+    for plan, digest in zip(plans, digests, strict=True):
         job = _make_job(owner_id, request, plan, group_id)
-        job.identical_to = identical.get(job.config_digest or "")
+        job.config_digest, job.identical_to = digest, identical.get(digest or "")
         if origin is not None:
             job.cloned_from, job.changes = origin.id, list_changes(origin.config, job.config)
         jobs.append(_store(session, job, plan))
@@ -71,13 +72,13 @@ def _hold_sources(session: Session, plans: Sequence[Plan]) -> None:
 
 def find_repeated(session: Session, plans: Sequence[Plan]) -> list[str | None]:
     """Give for each plan a finished job that did the same, None where there is none."""
-    digests = list(map(_digest, plans))
+    digests = _digests(plans)
     identical = find_identical(session, digests)
     return [identical.get(digest or "") for digest in digests]
 
 
-def _digest(plan: Plan) -> str | None:
-    return config_digest(plan.config)
+def _digests(plans: Sequence[Plan]) -> list[str | None]:
+    return [config_digest(plan.config) for plan in plans]
 
 
 def _make_job(owner_id: str, request: JobRequest, plan: Plan, group_id: str | None) -> Job:
@@ -93,7 +94,6 @@ def _make_job(owner_id: str, request: JobRequest, plan: Plan, group_id: str | No
         notes=request.notes,
         preset=request.preset,
         config=plan.config.model_dump(mode="json"),
-        config_digest=_digest(plan),
     )
 
 
@@ -101,7 +101,7 @@ def _store(session: Session, job: Job, plan: Plan) -> Job:
     session.add(job)
     session.flush()
     note_use(session, job.id, object_keys(plan.config))
-    cycles = [_cycle(job, index, plan) for index in range(plan.n_cycles)]
+    cycles = _make_cycles(job, plan)
     session.add_all(cycles)
     session.flush()
     if plan.given is not None and plan.n_given:
@@ -119,18 +119,23 @@ def _say_queued(plan: Plan) -> str:
     return f"A training around {around} was queued."
 
 
-def _cycle(job: Job, index: int, plan: Plan) -> Cycle:
+def _make_cycles(job: Job, plan: Plan) -> list[Cycle]:
+    """Make all cycles of a job; what decides who may run them, and where best, is the same for each."""
     peak = peak_memory(plan.config, plan.facts)
-    return Cycle(
-        id=new_id("cycle"),
-        job_id=job.id,
-        index=index,
-        owner_id=job.owner_id,
-        priority_rank=PRIORITY_RANKS[job.priority],
-        state="waiting" if index else "queued",
-        resource_class=RESOURCE_CLASSES[plan.config.device],
-        spec_version=job.spec_version,
-        cache_key=cache_key(plan.config),
-        memory_bytes=None if peak is None else peak.device,
-        queued_at=None if index else func.now(),
-    )
+    key = cache_key(plan.config)
+    return [
+        Cycle(
+            id=new_id("cycle"),
+            job_id=job.id,
+            index=index,
+            owner_id=job.owner_id,
+            priority_rank=PRIORITY_RANKS[job.priority],
+            state="waiting" if index else "queued",
+            resource_class=RESOURCE_CLASSES[plan.config.device],
+            spec_version=job.spec_version,
+            cache_key=key,
+            memory_bytes=None if peak is None else peak.device,
+            queued_at=None if index else func.now(),
+        )
+        for index in range(plan.n_cycles)
+    ]
