@@ -96,7 +96,7 @@ class Sweeper:
         self._watch = Watch(settings.lease_s, gap_s=max(3 * settings.sweep_s, settings.lease_s / 2))
 
     def sweep(self) -> bool:
-        """Look once and put right what is wrong; false if another replica acts or Postgres is away."""
+        """Look once and put right what is wrong; false if another replica acts or a step broke off."""
         try:
             if not self._leadership.hold():
                 self._watch.forget()
@@ -104,15 +104,16 @@ class Sweeper:
             self._close_expired()
             self._finish_cancelling()
             self._wake()
+            self._note_gone_workers()
             self._look_at_the_queue()
-            gone_after_s = max(GONE_AFTER_S, 5 * self._settings.idle_wake_s)
-            for worker_id in self._database.run(lambda s: mark_gone_workers(s, after_s=gone_after_s)):
-                log.warning("worker_gone", worker=worker_id)
             self._count_sweep()
         except (Unavailable, DatabaseRefused) as error:
             log.warning("sweep_failed", error=type(error).__name__)
             self._watch.forget()
             self.resign()
+            return False
+        except Exception as error:  # noqa: BLE001 - else leases would expire unseen until a restart
+            log.error("sweep_crashed", error=type(error).__name__)
             return False
         return True
 
@@ -145,6 +146,11 @@ class Sweeper:
             with job_field(job_id):
                 if self._database.run(partial(end_cancelled, job_id=job_id)):
                     log.info("job_cancelled")
+
+    def _note_gone_workers(self) -> None:
+        after_s = max(GONE_AFTER_S, 5 * self._settings.idle_wake_s)
+        for worker_id in self._database.run(lambda session: mark_gone_workers(session, after_s=after_s)):
+            log.warning("worker_gone", worker=worker_id)
 
     def _wake(self) -> None:
         waiting = self._database.run(lambda s: classes_waiting(s, longer_than_s=self._settings.sweep_s))

@@ -33,8 +33,12 @@ LEAST_ATTEMPTS = 3
 
 
 def take_snapshots(session: Session, rules: QueueRules) -> float:
-    """Work out the lines of all classes and store them; give the seconds that it took."""
+    """Work out the lines of all classes and store them; give the seconds that it took.
+
+    All is read as of one moment, so that who waits, whose it is and what each used agree.
+    """
     begun = time.monotonic()
+    session.connection(execution_options={"isolation_level": "REPEATABLE READ"})
     known = select(Cycle.resource_class).where(Cycle.state == "queued").distinct()
     classes = session.scalars(known).all()
     session.execute(delete(QueueSnapshot).where(QueueSnapshot.resource_class.not_in(classes)))

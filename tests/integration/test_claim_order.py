@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 from sqlalchemy import func, select, update
+from sqlalchemy.orm import Session
 
 from dmsae.service.claims import Claim, QueueRules, claim_cycle
 from dmsae.service.database import Database
@@ -19,7 +20,7 @@ from dmsae.service.queue_control import (
     set_owner,
 )
 from dmsae.service.queue_snapshots import find_places, take_snapshots
-from dmsae.service.shares import list_shares
+from dmsae.service.shares import OwnerShare, list_shares
 from dmsae.service.states import close_attempt, move_cycle
 from dmsae.service.tables import Attempt, Cycle, Job, Worker
 from dmsae.service.workers import touch_worker
@@ -289,6 +290,24 @@ def test_places_in_line_are_those_in_which_cycles_are_claimed(database: Database
     order = claim_all(database, worker, rules)
     assert order[0] == starved
     assert order == [of_cycle[cycle_id] for cycle_id in expected]
+
+
+def test_the_lines_are_of_one_moment_though_owners_come_while_they_are_worked_out(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    early = plant(database, database.run(plant_owner))
+
+    def list_and_let_one_come(session: Session) -> list[OwnerShare]:
+        shares = list_shares(session)
+        plant(database, database.run(plant_owner))
+        return shares
+
+    monkeypatch.setattr("dmsae.service.queue_snapshots.list_shares", list_and_let_one_come)
+    database.run(lambda session: take_snapshots(session, RULES))
+    with database.session_scope() as session:
+        of_cycle = {row.id: row.job_id for row in session.execute(select(Cycle.id, Cycle.job_id))}
+        assert [of_cycle[cycle_id] for cycle_id in find_places(session, list(of_cycle))] == early
+        assert len(of_cycle) == 2
 
 
 def test_starts_are_told_from_the_lengths_of_earlier_attempts_or_not_at_all(database: Database) -> None:

@@ -167,3 +167,18 @@ def test_workers_not_seen_for_long_are_noted_as_gone(bench: Bench) -> None:
         stopped = session.scalars(select(Worker.id).where(Worker.stopped_at.is_not(None))).all()
     assert stopped == [gone]
     assert there != gone
+
+
+def test_a_step_that_crashes_keeps_no_lease_from_being_watched(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def crash(*_: object) -> None:
+        raise KeyError("an owner")
+
+    monkeypatch.setattr("worker.sweeper.take_snapshots", crash)
+    claim = bench.claim()
+    bench.expire(claim)
+    for _ in range(12):
+        bench.clock.now += LEASE_S / 10
+        assert not bench.sweeper.sweep()
+    assert bench.states(claim) == ("running", "queued", ["crashed"])
