@@ -53,6 +53,8 @@ QUEUE = {
             "weight": 1.0,
             "device_s": 5230.0,
             "share": 0.4,
+            "week_s": 81400.0,
+            "week_share": 0.31,
             "n_running": 1,
             "n_queued": 12,
             "max_running": None,
@@ -146,14 +148,18 @@ class WorkerOut(Answer):
 
 
 class ShareOut(Answer):
-    """An owner that has work, or had some in the last 24 hours."""
+    """An owner that has work, or had some in the last 7 days."""
 
     owner: str
     weight: float
     device_s: float
-    """Device-seconds used in the window, running cycles counted."""
+    """Device-seconds used in the last 24 hours, running cycles counted: turns go by these."""
     share: float | None
-    """Of what all owners used."""
+    """Of what all owners used in the last 24 hours."""
+    week_s: float
+    """Device-seconds used in the last 7 days."""
+    week_share: float | None
+    """Of what all owners used in the last 7 days."""
     n_running: int
     n_queued: int
     max_running: int | None
@@ -164,7 +170,8 @@ class ShareOut(Answer):
         """Show one."""
         names = ("weight", "device_s", "n_running", "max_running", "max_queued")
         values = {name: getattr(view.share, name) for name in names}
-        return cls(owner=view.share.name, share=view.part, n_queued=view.n_queued, **values)
+        week = {"week_s": view.week_s, "week_share": view.week_part}
+        return cls(owner=view.share.name, share=view.part, n_queued=view.n_queued, **week, **values)
 
 
 class QueueOut(Answer):

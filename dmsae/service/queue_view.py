@@ -10,7 +10,7 @@ from sqlalchemy.orm import Session
 
 from dmsae.service.queue_snapshots import Place, find_places
 from dmsae.service.queue_tables import QueueSnapshot
-from dmsae.service.shares import OwnerShare, count_queued
+from dmsae.service.shares import WEEK, OwnerShare, count_queued, list_shares
 from dmsae.service.tables import Attempt, Cycle, Job, Worker
 from dmsae.service.waiting import Standing, look, say_why
 
@@ -47,6 +47,9 @@ class ShareView(NamedTuple):
     n_queued: int
     part: float | None
     """Of all device time in the window; None while nobody used any."""
+    week_s: float
+    """Device-seconds used in the last 7 days."""
+    week_part: float | None
 
 
 @dataclass(frozen=True)
@@ -135,11 +138,18 @@ def _list_workers(session: Session, ids: Sequence[str]) -> list[WorkerView]:
 
 
 def _list_owners(session: Session, shares: Sequence[OwnerShare]) -> list[ShareView]:
-    """Show the owners that have work or had some in the window."""
+    """Show the owners that have work or had some within a week."""
     n_queued = count_queued(session)
-    total_s = sum(share.device_s for share in shares)
-    return [
-        ShareView(share, n_queued.get(share.owner_id, 0), share.device_s / total_s if total_s else None)
+    week_s = {share.owner_id: share.device_s for share in list_shares(session, WEEK)}
+    total_s, week_total_s = sum(share.device_s for share in shares), sum(week_s.values())
+    views = [
+        ShareView(
+            share,
+            n_queued.get(share.owner_id, 0),
+            share.device_s / total_s if total_s else None,
+            week_s.get(share.owner_id, 0.0),
+            week_s.get(share.owner_id, 0.0) / week_total_s if week_total_s else None,
+        )
         for share in shares
-        if share.device_s or n_queued.get(share.owner_id)
     ]
+    return [view for view in views if view.share.device_s or view.week_s or view.n_queued]

@@ -1,5 +1,6 @@
 """Who used how much of the devices within the window, and what may each owner have?"""
 
+from datetime import timedelta
 from typing import NamedTuple
 
 from sqlalchemy import delete, func, select, text
@@ -8,6 +9,9 @@ from sqlalchemy.orm import Session
 from dmsae.service.claims import LEAST_CHARGE_S, USAGE_WINDOW
 from dmsae.service.queue_tables import UsageSlice
 from dmsae.service.tables import Cycle
+
+WEEK = timedelta(days=7)
+"""For how long people are shown what each owner used; turns go by `USAGE_WINDOW` alone."""
 
 SHARES = text(
     "SELECT o.id, o.name, o.weight, coalesce(s.device_s, 0) AS device_s, coalesce(s.high_s, 0) AS high_s,"
@@ -39,9 +43,9 @@ class OwnerShare(NamedTuple):
         return self.max_running is not None and self.n_running >= self.max_running
 
 
-def list_shares(session: Session) -> list[OwnerShare]:
+def list_shares(session: Session, window: timedelta = USAGE_WINDOW) -> list[OwnerShare]:
     """List all owners by name, with what each used: by the very sums that claims go by."""
-    given = {"window_s": USAGE_WINDOW.total_seconds(), "least_charge_s": LEAST_CHARGE_S}
+    given = {"window_s": window.total_seconds(), "least_charge_s": LEAST_CHARGE_S}
     return [OwnerShare(*row) for row in session.execute(SHARES, given)]
 
 
@@ -54,6 +58,6 @@ def count_queued(session: Session) -> dict[str, int]:
 
 
 def drop_old_slices(session: Session) -> None:
-    """Forget device time that no window reaches any more."""
-    old = UsageSlice.began_at < func.now() - 2 * USAGE_WINDOW
+    """Forget device time that neither turns nor the week that is shown reach any more."""
+    old = UsageSlice.began_at < func.now() - WEEK - USAGE_WINDOW
     session.execute(delete(UsageSlice).where(old))

@@ -1,6 +1,7 @@
 """The shared queue over HTTP and by command line: what waits and why, who runs what, and what is refused."""
 
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,12 @@ from dmsae.errors import Conflict, InvalidConfig, NotFound
 from dmsae.service.claims import QueueRules
 from dmsae.service.database import Database
 from dmsae.service.queue_snapshots import take_snapshots
+from dmsae.service.queue_tables import UsageSlice
 from dmsae.service.settings import Settings
+from dmsae.service.shares import drop_old_slices
 from dmsae.service.tables import Cycle, Job, Worker
 from tests.finished import claim_of
-from tests.planting import plant_worker
+from tests.planting import plant_owner, plant_worker
 from tests.serving import served
 
 GIB = 1 << 30
@@ -76,6 +79,23 @@ def test_the_queue_shows_who_waits_in_order_and_who_runs_what(api: httpx.Client,
     assert reasons(queue)[later] == (
         "It waits for a free cpu worker; 1 queued cycle comes first, and when it begins cannot be told yet."
     )
+
+
+def test_the_queue_shows_what_each_owner_used_in_a_week(api: httpx.Client, database: Database) -> None:
+    with database.session_scope() as session:
+        today, earlier = plant_owner(session), plant_owner(session)
+        for owner_id, days, seconds in ((today, 0.1, 100.0), (earlier, 6.5, 300.0), (earlier, 9, 5000.0)):
+            began_at = datetime.now(UTC) - timedelta(days=days)
+            session.add(UsageSlice(owner_id=owner_id, began_at=began_at, device_s=seconds, high_s=0.0))
+        plant_owner(session)
+    database.run(drop_old_slices)
+    used = {each["owner"]: each for each in look(api, database)["owners"]}
+    assert used.keys() == {today, earlier}, "who used nothing is not shown"
+    assert [used[each]["week_s"] for each in (today, earlier)] == [100, 300]
+    assert [used[each]["week_share"] for each in (today, earlier)] == [0.25, 0.75]
+    assert [used[each]["share"] for each in (today, earlier)] == [1, 0], "turns go by the last 24 hours"
+    with database.session_scope() as session:
+        assert session.query(UsageSlice).count() == 2, "what no window reaches any more is forgotten"
 
 
 def test_each_reason_to_wait_is_one_sentence(api: httpx.Client, database: Database, command: Any) -> None:
