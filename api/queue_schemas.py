@@ -17,9 +17,11 @@ QUEUE = {
             "waiting": [
                 {
                     "job_id": "job_0193a1b2c3d47e5f8a9b0c1d2e3f4a5b",
+                    "job_name": "first try",
                     "cycle_index": 2,
                     "owner": "ada",
                     "priority": "normal",
+                    "held": False,
                     "queued_at": "2026-11-25T09:12:00Z",
                     "position": 0,
                     "starts_in_s": 340.0,
@@ -40,6 +42,8 @@ QUEUE = {
             "last_seen_at": "2026-11-25T10:00:01Z",
             "running": {
                 "job_id": "job_0193a1b2c3d47e5f8a9b0c1d2e3f4a5c",
+                "job_name": None,
+                "owner": "ada",
                 "cycle_index": 0,
                 "attempt_number": 1,
                 "phase": "training",
@@ -68,9 +72,12 @@ class WaitingOut(Answer):
     """A queued cycle."""
 
     job_id: str
+    job_name: str | None
     cycle_index: int
     owner: str
     priority: str
+    held: bool
+    """Whether it is kept from being claimed until it is released."""
     queued_at: datetime
     position: int
     """How many come first."""
@@ -84,7 +91,7 @@ class WaitingOut(Answer):
     @classmethod
     def of(cls, view: WaitingView) -> Self:
         """Show one."""
-        names = ("job_id", "cycle_index", "priority", "queued_at", "memory_bytes")
+        names = ("job_id", "job_name", "cycle_index", "priority", "held", "queued_at", "memory_bytes")
         return cls(
             owner=view.owner,
             position=view.place.position,
@@ -121,6 +128,8 @@ class RunningOut(Answer):
     """What a worker runs."""
 
     job_id: str
+    job_name: str | None
+    owner: str
     cycle_index: int
     attempt_number: int
     phase: str

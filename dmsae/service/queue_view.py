@@ -11,7 +11,7 @@ from sqlalchemy.orm import Session
 from dmsae.service.queue_snapshots import Place, find_places
 from dmsae.service.queue_tables import QueueSnapshot
 from dmsae.service.shares import WEEK, OwnerShare, count_queued, list_shares
-from dmsae.service.tables import Attempt, Cycle, Job, Worker
+from dmsae.service.tables import Attempt, Cycle, Job, Owner, Worker
 from dmsae.service.waiting import Standing, look, say_why
 
 
@@ -99,6 +99,7 @@ def _list_waiting(session: Session, ids: Sequence[str], standing: Standing) -> l
         Cycle.state_reason,
         Cycle.memory_bytes,
         Cycle.cache_key,
+        Job.name.label("job_name"),
         Job.priority,
         Job.held,
     )
@@ -124,12 +125,16 @@ def _list_workers(session: Session, ids: Sequence[str]) -> list[WorkerView]:
         select(
             Attempt.worker_id,
             Cycle.job_id,
+            Job.name.label("job_name"),
+            Owner.name.label("owner"),
             Cycle.index.label("cycle_index"),
             Attempt.number.label("attempt_number"),
             Attempt.phase,
             Attempt.opened_at,
         )
         .join(Cycle, Cycle.id == Attempt.cycle_id)
+        .join(Job, Job.id == Cycle.job_id)
+        .join(Owner, Owner.id == Job.owner_id)
         .where(Attempt.outcome.is_(None))
     ).all()
     by_worker = {row.worker_id: row for row in running}

@@ -63,7 +63,7 @@ def reasons(queue: Any) -> dict[str, str]:
 
 def test_the_queue_shows_who_waits_in_order_and_who_runs_what(api: httpx.Client, database: Database) -> None:
     assert look(api, database)["lines"] == []
-    running, later, first = (submit(api, priority=p) for p in ("normal", "low", "high"))
+    running, later, first = (submit(api, priority=p, name=f"priority {p}") for p in ("normal", "low", "high"))
     with database.session_scope() as session:
         session.execute(update(Job).where(Job.id == running).values(priority="high"))
         session.execute(update(Cycle).where(Cycle.job_id == running).values(priority_rank=0))
@@ -73,7 +73,9 @@ def test_the_queue_shows_who_waits_in_order_and_who_runs_what(api: httpx.Client,
     (line,) = queue["lines"]
     assert (line["resource_class"], line["n_queued"]) == ("cpu", 2)
     assert [(each["job_id"], each["position"]) for each in line["waiting"]] == [(first, 0), (later, 1)]
-    assert [shown["running"]["job_id"] for shown in queue["workers"]] == [running]
+    assert [each["job_name"] for each in line["waiting"]] == ["priority high", "priority low"]
+    (runs,) = (shown["running"] for shown in queue["workers"])
+    assert (runs["job_id"], runs["job_name"], runs["owner"]) == (running, "priority normal", "local")
     (owner,) = queue["owners"]
     assert (owner["owner"], owner["n_running"], owner["n_queued"], owner["share"]) == ("local", 1, 2, 1)
     assert reasons(queue)[later] == (
@@ -120,6 +122,7 @@ def test_each_reason_to_wait_is_one_sentence(api: httpx.Client, database: Databa
     assert api.get("/queue").json()["is_paused"] is True
     command("queue", "hold", job_id)
     assert "held" in why()
+    assert [each["held"] for line in look(api, database)["lines"] for each in line["waiting"]] == [True]
     command("queue", "release", job_id)
     assert "goes on" in command("queue", "resume")
     assert "was not paused" in command("queue", "resume")
