@@ -1,6 +1,6 @@
 # Two commands for a fresh machine: `make demo` and `make test`. `make help` lists the rest.
 .DEFAULT_GOAL := help
-.PHONY: help demo test check lint types contracts interop faults fuzz contract kernels wheels bench experiment clean
+.PHONY: help demo test check lint types contracts interop browser faults fuzz contract kernels wheels bench experiment clean
 
 VENV ?= .venv
 PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do \
@@ -48,6 +48,9 @@ interop: $(VENV)/.dev  ## Open our folders in SAELens and dictionary_learning, i
 kernels: $(VENV)/.dev  ## Try the GPU's kernels out on the CPU, in Triton's interpreter
 	$(BIN)/python -m tests.gpu.triton_folder
 	DMSAE_KERNELS=required $(BIN)/python -m pytest tests/unit/test_gpu_kernels.py
+
+browser: $(VENV)/.dev  ## Drive the web page in this machine's Chromium (without one: skipped; CI=true: fails)
+	$(BIN)/python -m pytest tests/browser
 
 check: lint types contracts interop kernels  ## All of the above, and the tests with branch coverage
 	$(MAKE) test PYTEST_ARGS="--ignore=tests/interop --ignore=tests/unit/test_gpu_kernels.py --cov --cov-report=term-missing:skip-covered $(PYTEST_ARGS)"

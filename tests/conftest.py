@@ -24,7 +24,7 @@ from dmsae.service.migrating import migrate
 from dmsae.service.objects import ObjectStore
 from dmsae.service.settings import Settings
 
-WHOLE_ROOMS = ("tests/e2e/", "tests/faults/", "tests/integration/test_local_")
+WHOLE_ROOMS = ("tests/browser/", "tests/e2e/", "tests/faults/", "tests/integration/test_local_")
 """Tests that share one site, watch the clock, or start whole stacks, which would want the same port."""
 TEMPLATE = "migrated"
 N_PORT_TRIES = 5
@@ -34,7 +34,7 @@ SHORT_TIMES = {"lease_s": 2.0, "heartbeat_s": 0.5, "sweep_s": 0.5, "idle_wake_s"
 class RoomScheduling(LoadScopeScheduling):
     """With `-n 2`, gives each file and each whole room to one process, in the order of their names.
 
-    So `e2e` and `faults`, which take longest and wait more than they compute, begin together.
+    So those begin first which take longest and wait more than they compute.
     """
 
     def _split_scope(self, nodeid: str) -> str:
