@@ -45,7 +45,7 @@ FROM jobs WHERE 'planted' = ANY (tags)
 
 
 def plant_jobs(server_url: str, n: int = N_JOBS) -> None:
-    """Put jobs of several owners and states into a database, the newest two hours old; queued ones are held."""
+    """Put jobs of several owners and states into a database; those that are queued are held."""
     config = DistillationConfig.model_validate(PRESETS["demo"]).model_dump(mode="json")
     given = {"n": n, "spec_version": SPEC_VERSION, "config": json.dumps(config)}
     with psycopg.connect(server_url, autocommit=True) as connection:
