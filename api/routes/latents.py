@@ -1,4 +1,4 @@
-"""Find latents of the whole lab, and ask what became of one."""
+"""Find latents of the whole lab, ask what became of one, and see at which texts it fires."""
 
 from typing import Annotated, Any
 
@@ -7,13 +7,18 @@ from fastapi import APIRouter, Path, Query
 from api.dependencies import Cursor, PartsOf
 from api.latent_schemas import DescendantList, LatentList, LatentQuery, LatentRow, StoryOut
 from api.row_streams import BATCH, ROW_ANSWERS, Rows, refuse_paging, stream_rows
-from dmsae.service import latent_stories, latents
+from api.snippet_schemas import SnippetsOut
+from dmsae.service import latent_stories, latents, snippets
 from dmsae.service.database import Transaction
 
 router = APIRouter(prefix="/latents", tags=["latents"])
 
 LatentId = Annotated[
     str, Path(pattern=r"^[A-Za-z0-9_-]{1,64}\.[0-9]{1,9}\.[0-9]{1,18}$", description="Id of a latent.")
+]
+CoreQuery = Annotated[
+    str | None,
+    Query(pattern=r"^[A-Za-z0-9_-]{1,64}$", description="A core that holds it; by default the latest one."),
 ]
 Wanted = Annotated[LatentQuery, Query()]
 Limit = Annotated[int, Query(ge=1, le=200)]
@@ -51,3 +56,11 @@ def list_descendants(
     with parts.database.session_scope() as session:
         page = latent_stories.list_descendants(session, latent_id, cursor=cursor, limit=limit)
         return DescendantList.of(page)
+
+
+@router.get("/{latent_id}/snippets")
+def read_snippets(latent_id: LatentId, parts: PartsOf, core: CoreQuery = None) -> SnippetsOut:
+    """Show texts at which a latent fires, token by token, its density, and the tokens that it promotes."""
+    with parts.database.session_scope() as session:
+        place = snippets.find_snippets(session, latent_id, core_id=core)
+    return SnippetsOut.of(place, snippets.read_snippets(parts.store, place))

@@ -208,6 +208,20 @@ class ObjectStore:
             if md5 != etag and self._read_if(key, etag, Path(os.devnull)) != (md5, sha256):
                 raise BytesDiffer(f"The object store gave two versions of {key!r} under one etag.", key=key)
 
+    def read_range(self, key: str, start: int, n_bytes: int) -> bytes:
+        """Read so many bytes of one object from a place on; fewer where it ends earlier.
+
+        Raises:
+            NotFound: there is no such object.
+            Unavailable: the store does not answer, or has nothing at that place.
+        """
+        wanted = f"bytes={start}-{start + n_bytes - 1}"
+        with translated_errors(key):
+            body = self._client.get_object(Bucket=self._bucket, Key=key, Range=wanted)["Body"]
+            with body:
+                content: bytes = body.read(n_bytes)
+        return content
+
     def find(self, key: str) -> StoredObject | None:
         """Read one object through and say what it is; None if there is none.
 

@@ -68,6 +68,7 @@ MATRIX: dict[str, Row] = {
     "GET /latents": READ,
     "GET /latents/{latent_id}": READ,
     "GET /latents/{latent_id}/descendants": READ,
+    "GET /latents/{latent_id}/snippets": READ,
     "GET /cores": READ,
     "GET /cores/{core_id}": READ,
     "GET /cores/{lab}/{name}": Row("key", 404),

@@ -12,6 +12,7 @@ from api import (
     latent_schemas,
     lineage_schemas,
     schemas,
+    snippet_schemas,
     submission_schemas,
     watching_schemas,
     webhook_schemas,
@@ -55,6 +56,7 @@ ANSWERS = {
     latent_schemas.DescendantList: latent_schemas.DESCENDANT_LIST,
     core_schemas.CoreAboutOut: core_schemas.CORE_ABOUT,
     core_schemas.CoreList: core_schemas.CORE_LIST,
+    snippet_schemas.SnippetsOut: snippet_schemas.SNIPPETS,
 }
 
 
@@ -149,6 +151,7 @@ def test_every_call_of_the_design_is_there(document: dict[str, Any]) -> None:
         "GET /latents",
         "GET /latents/{latent_id}",
         "GET /latents/{latent_id}/descendants",
+        "GET /latents/{latent_id}/snippets",
         "GET /cores",
         "GET /cores/{core_id}",
         "GET /cores/{lab}/{name}",
