@@ -34,6 +34,7 @@ from api.routes import (
     webhooks,
 )
 from api.security import identify_caller
+from api.web_page import add_web_page
 from dmsae.service.database import Database
 from dmsae.service.event_hub import EventHub
 from dmsae.service.objects import ObjectStore
@@ -85,6 +86,7 @@ def create_app(settings: Settings) -> FastAPI:
         app.include_router(module.router, dependencies=known, responses=PROBLEMS)
     app.include_router(health.router)
     app.include_router(metrics.router, responses=PROBLEMS)
+    add_web_page(app)
     return app
 
 

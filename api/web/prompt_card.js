@@ -1,0 +1,124 @@
+// A box for a prompt of one's own: a probe on the queue says where the latent fires in it, and what the model
+// says next as it is, and with the latent ablated or steered.
+
+import { card, failure, labelled, select, table } from "/ui/components.js";
+import { fill, h, say } from "/ui/dom.js";
+import { duration, figure, percent } from "/ui/format.js";
+import { jobLink } from "/ui/latent_names.js";
+import { get, send, watchJob } from "/ui/service.js";
+import { firingText, shades, visible } from "/ui/snippets.js";
+
+const LONGEST = 20_000;
+const OVER = ["succeeded", "failed", "cancelled"];
+const CHANGES = [
+  ["ablate", "taken away (ablated)"],
+  ["steer", "added (steered)"],
+  ["", "as it is"],
+];
+
+/** A card; `choose({job, cycle})` says in which core the latent is meant. */
+export function promptCard(latentId, signal) {
+  const text = h("textarea", { rows: 3, required: true, maxlength: LONGEST, placeholder: "The capital of France is" });
+  const change = select(CHANGES, "ablate", { onchange: () => (strengthBox.hidden = change.value !== "steer") });
+  const strength = h("input", { type: "number", step: "any", value: 40 });
+  const strengthBox = labelled("Strength", strength, { hint: "What is added, in the model's own units, as activations below; negative: the opposite." });
+  const ask = h("button", { type: "submit", class: "primary" }, "Ask");
+  const told = h("p", { class: "why", role: "status" });
+  const answer = h("div", { class: "answer" });
+  let core = null;
+  let asking = null;
+  strengthBox.hidden = true;
+
+  const body = () => ({
+    kind: "prompt",
+    core: { job: core.job, cycle: core.cycle },
+    latent: latentId,
+    prompt: text.value,
+    ...(change.value && { change: change.value === "steer" ? { kind: "steer", strength: Number(strength.value) } : { kind: "ablate" } }),
+  });
+  async function submit(event) {
+    event.preventDefault();
+    asking?.abort(new DOMException("another prompt", "AbortError"));
+    asking = new AbortController();
+    const mine = AbortSignal.any([signal, asking.signal]);
+    fill(answer);
+    try {
+      say(told, "Sending …");
+      await follow(await send("POST", "/probes", body(), { signal: mine }), { latentId, told, answer, signal: mine });
+    } catch (error) {
+      if (mine.aborted) return;
+      say(told, "");
+      fill(answer, failure(error));
+    }
+  }
+  const form = h(
+    "form",
+    { class: "prompt", onsubmit: submit },
+    labelled("Prompt", text),
+    h("div", { class: "filters" }, labelled("Beside what the model says, say it with the latent", change), strengthBox, h("div", {}, ask)),
+  );
+  const about = h("p", { class: "small" }, "A short job on the queue: where the latent fires in your text, and what the model says next.");
+  const box = card("Try it on a text", about, form, told, answer);
+  box.choose = (place) => (core = place);
+  return box;
+}
+
+/** Say where a probe stands until it has ended, then show what it found. */
+async function follow(probe, { latentId, told, answer, signal }) {
+  const done = new AbortController();
+  const ended = new Promise((resolve, reject) => {
+    watchJob(probe.id, { signal: AbortSignal.any([signal, done.signal]) }, (job) => {
+      fill(told, standing(job), " ", jobLink(job.id, { name: "The probe" }));
+      if (OVER.includes(job.state)) resolve(job);
+    }).catch((error) => reject(error));
+  });
+  const job = await ended;
+  done.abort(new DOMException("it has ended", "AbortError"));
+  if (job.state !== "succeeded") return;
+  const { result } = await get(`/probes/${encodeURIComponent(job.id)}`, { signal });
+  fill(answer, resultParts(result, latentId));
+}
+
+function standing(job) {
+  const { phase, queue_position: place, starts_in_s: startsIn } = job.progress;
+  if (job.state === "queued") {
+    const when = startsIn === null ? "" : ` It begins in about ${duration(startsIn)}.`;
+    return job.state_reason ?? (place === null ? "It waits in the queue." : `It waits; ${place} before it.${when}`);
+  }
+  if (job.state === "succeeded") return "Done.";
+  return job.state_reason ?? (phase ? `It runs: ${phase} …` : `It is ${job.state}.`);
+}
+
+/** What a prompt probe found. */
+function resultParts(result, latentId) {
+  const latent = result.latents.find((one) => one.latent_id === latentId) ?? result.latents[0];
+  const tokens = result.tokens.map((one) => one.token);
+  const max = latent.max_activation ?? 0;
+  const peak = latent.activations.reduce((best, value, i) => (value > (latent.activations[best] ?? 0) ? i : best), 0);
+  const fires = max > 0 ? `Strongest: ${figure(max, 3)} at “${visible(tokens[peak]).trim()}”, in the model's own units.` : "It fires nowhere in this text.";
+  return [
+    h("h3", {}, "Where it fires"),
+    h("p", {}, firingText(tokens, latent.activations, { max, peak: max > 0 ? peak : null })),
+    h("p", { class: "small" }, fires),
+    max > 0 ? shades(max) : null,
+    h("h3", {}, "What the model says next"),
+    h("div", { class: "lens" }, said("As it is", result.plain), result.changed ? said(changeName(result.change), result.changed) : null),
+    typeof result.kl === "number" ? h("p", { class: "small" }, `Divergence (KL) between the two at the next token: ${figure(result.kl, 3)} nats.`) : null,
+  ];
+}
+
+const changeName = (change) => (change.kind === "steer" ? `Steered by ${figure(change.strength)}` : "Ablated");
+
+function said(title, { next, text }) {
+  const columns = [
+    { name: "Next token", show: ({ token }) => h("code", { class: "token" }, visible(token)) },
+    { name: "Probability", is_number: true, show: ({ probability }) => percent(probability) },
+  ];
+  return h(
+    "div",
+    {},
+    h("h4", {}, title),
+    table(columns, next, { caption: `Likeliest next tokens: ${title.toLowerCase()}` }),
+    text ? h("p", { class: "continuation" }, h("span", { class: "small" }, "It goes on: "), h("q", { translate: "no" }, visible(text))) : null,
+  );
+}
