@@ -26,6 +26,7 @@ from api.routes import (
     keys,
     latents,
     metrics,
+    probes,
     published_cores,
     queue,
     step_metrics,
@@ -82,7 +83,7 @@ def create_app(settings: Settings) -> FastAPI:
     add_replays(app)
     known = [Depends(identify_caller), Depends(log_who_asks)]
     readers = (latents, published_cores, events, step_metrics, webhooks)
-    for module in (distillations, trainings, groups, jobs, queue, uploads, keys, admin, *readers):
+    for module in (distillations, trainings, probes, groups, jobs, queue, uploads, keys, admin, *readers):
         app.include_router(module.router, dependencies=known, responses=PROBLEMS)
     app.include_router(health.router)
     app.include_router(metrics.router, responses=PROBLEMS)

@@ -347,4 +347,6 @@ def _links(job_id: str, kind: str) -> dict[str, str]:
     if kind in ("distillation", "training"):
         links[kind] = f"/{kind}s/{job_id}"
         links |= {name: f"/{kind}s/{job_id}/{name}" for name in ("cycles", "core", "lineage", "origins")}
+    if kind == "probe":
+        links[kind] = f"/probes/{job_id}"
     return links

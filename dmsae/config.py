@@ -11,7 +11,7 @@ from pydantic_core import PydanticCustomError
 
 from dmsae.sources import CoreSource, CycleRef, ModelSource, NoCore, Section, TextSource
 
-SPEC_VERSION = 4
+SPEC_VERSION = 5
 """Version of `CycleSpec`; a worker never claims a newer one than its own, and still reads every older one."""
 
 SPLIT_SALT = "dmsae-split-6"

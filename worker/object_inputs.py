@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from dmsae.errors import Conflict, CycleFailed, NotFound
-from dmsae.sources import ObjectText, StoredObject
+from dmsae.service.text_objects import named_objects
+from dmsae.sources import StoredObject
 from worker.patient_store import PatientStore
 
 KEPT_BYTES = 20 << 30
@@ -38,14 +39,15 @@ class ObjectInputs:
             Unavailable: the store does not answer.
             OSError: the disk is full, or the cache folder cannot be written or linked in.
         """
-        text = spec["config"].get("data", {}).get("text", {})
-        if text.get("source") != "objects":
+        named = named_objects(spec["config"])
+        if not named:
             return
         self._hold()
-        for index, stored in enumerate(ObjectText.model_validate(text).objects):
-            if has_stopped():
-                return
-            self._take(stored, objects, index=index)
+        for param, each in named.items():
+            for index, stored in enumerate(each):
+                if has_stopped():
+                    return
+                self._take(stored, objects, param=f"{param}.{index}")
 
     def release(self) -> None:
         """Let go of the objects; they stay kept until others need their room."""
@@ -63,13 +65,13 @@ class ObjectInputs:
         shutil.rmtree(self.folder, ignore_errors=True)
         self.folder.mkdir()
 
-    def _take(self, stored: StoredObject, objects: PatientStore, *, index: int) -> None:
+    def _take(self, stored: StoredObject, objects: PatientStore, *, param: str) -> None:
         kept, link = self._kept / stored.file_name, self.folder / stored.file_name
         if link.exists() or _link_kept(kept, link, size_bytes=stored.size_bytes):
             return
         self._make_room(stored.size_bytes or 0)
         partial = link.with_name(link.name + ".partial")
-        _download(stored, objects, partial, index=index)
+        _download(stored, objects, partial, param=param)
         partial.replace(link)
         with suppress(FileExistsError):
             os.link(link, kept)
@@ -97,8 +99,7 @@ class ObjectInputs:
         return folder.with_name(folder.name + ".lock")
 
 
-def _download(stored: StoredObject, objects: PatientStore, path: Path, *, index: int) -> None:
-    param = f"data.text.objects.{index}"
+def _download(stored: StoredObject, objects: PatientStore, path: Path, *, param: str) -> None:
     try:
         objects.get_object_if(stored.key, stored.etag or "", path)
     except (NotFound, Conflict) as error:

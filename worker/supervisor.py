@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import structlog
 
 from dmsae.errors import FAILURES, CycleFailed, DatabaseRefused, NotFound, StaleAttempt, Unavailable
+from dmsae.probe_config import is_probe
 from dmsae.service.claims import Claim, StoredFile
 from dmsae.service.database import Transaction, UseCase
 from dmsae.service.fitting import say_what_fits
@@ -25,7 +26,7 @@ from dmsae.service.recording import (
     record_hand_back,
     record_success,
 )
-from dmsae.service.results import TrainerResult, read_result
+from dmsae.service.results import TrainerResult, read_probe, read_result
 from worker.checkpoints import CheckpointUnusable, CheckpointUploads, fetch_checkpoint
 from worker.device_lock import DeviceLock
 from worker.draining import Grace
@@ -257,7 +258,7 @@ class Supervisor:
         self._output.set_phase("uploading")
         started = time.monotonic()
         try:
-            result = read_result(self._folder.out, is_match="cores" in self._claim.spec["config"])
+            result = self._read_result()
             artifacts = self._folder.upload(self._claim, self._objects, has_stopped=lambda: self._is_over)
         except (CycleFailed, NotFound, Unavailable, OSError) as error:
             return self._verdict_on(error), (), None
@@ -265,6 +266,12 @@ class Supervisor:
             return self._reason_to_stop() or Verdict("handed_back"), (), None
         timed = result.with_phase("uploading", seconds=time.monotonic() - started)
         return Verdict("succeeded"), artifacts, timed
+
+    def _read_result(self) -> TrainerResult:
+        config = self._claim.spec["config"]
+        if is_probe(config):
+            return read_probe(self._folder.out)
+        return read_result(self._folder.out, is_match="cores" in config)
 
     def _verdict_on(self, error: CycleFailed | NotFound | Unavailable | OSError) -> Verdict:
         """Say how an error ends the attempt: what was broken off because it had to stop is no crash."""

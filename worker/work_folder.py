@@ -100,7 +100,7 @@ def upload_folder(
 
 
 def check_paths(spec: dict[str, Any], allowed_roots: Sequence[Path]) -> None:
-    """Refuse a local model or text files outside this worker's allowed roots, links followed.
+    """Refuse a local model, text files or an SAE's folder outside this worker's allowed roots, links too.
 
     Of a glob the part before its first wildcard is looked at; what it finds, the trainer checks one by one.
 
@@ -109,12 +109,15 @@ def check_paths(spec: dict[str, Any], allowed_roots: Sequence[Path]) -> None:
     """
     model, text = (spec["config"].get(name, {}) for name in ("model", "data"))
     text = text.get("text", {})
+    other = spec["config"].get("other") or {}
     if model.get("source") == "local":
         resolved = _check_path(model["path"], allowed_roots, param="model.path", failure="model_unreadable")
         _check_path(str(resolved), allowed_roots, param="model.path", failure="model_unreadable")
     if text.get("source") in ("files", "activations"):
         for index, path in enumerate(text["paths"]):
             _check_path(path, allowed_roots, param=f"data.text.paths.{index}", failure="data_unreadable")
+    if other.get("kind") == "folder":
+        _check_path(other["path"], allowed_roots, param="other.path", failure="data_unreadable")
 
 
 def _check_path(path: str, allowed_roots: Sequence[Path], *, param: str, failure: str) -> Path:

@@ -1,20 +1,23 @@
 """Which finished cycles does a cycle start from, beside the core of the cycle before it?
 
-A training's is the cycle whose core it is given, a match's are those whose cores it compares.
+A training's is the cycle whose core it is given; a match's and a probe's are those whose cores it asks about.
 """
 
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import Row, func, insert, or_, select
-from sqlalchemy.orm import Session
+from sqlalchemy import Row, and_, func, insert, or_, select
+from sqlalchemy.orm import Session, aliased
 
+from dmsae.probe_config import is_probe
 from dmsae.service.source_tables import CycleSource
 from dmsae.service.tables import Artifact, Cycle
 
+CORE_FOLDER, SAE_FACTS = "core/", "sae/cfg.json"
+"""What a trainer is given of a source that it only asks about: its core, and what the SAE says of itself."""
 WHOLE_FILES = ("scores.safetensors", "lineage.json")
-FOLDERS = ("sae/", "core/")
-"""What a trainer is given of a source: the SAE, its core, its scores and who its latents are."""
+SAE_FOLDER = "sae/"
+"""What a training is given besides: the SAE, its scores and who its latents are."""
 
 
 def note_sources(session: Session, cycle_id: str, source_cycle_ids: Sequence[str]) -> None:
@@ -32,21 +35,26 @@ def source_files(session: Session, cycle_id: str) -> Sequence[Row[str, str, int,
     Names are those in `--sources`: `<job>.<cycle index>/<path in OUT>`.
     """
     name = func.concat(Cycle.job_id, ".", Cycle.index, "/", Artifact.name)
-    is_wanted = or_(Artifact.name.in_(WHOLE_FILES), *(Artifact.name.startswith(part) for part in FOLDERS))
+    user = aliased(Cycle)
+    is_wanted = or_(
+        Artifact.name.startswith(CORE_FOLDER),
+        Artifact.name == SAE_FACTS,
+        and_(user.selects_core, Artifact.name.in_(WHOLE_FILES)),
+        and_(user.selects_core, Artifact.name.startswith(SAE_FOLDER)),
+    )
     return session.execute(
         select(name, Artifact.object_key, Artifact.size_bytes, Artifact.sha256)
         .join(CycleSource, CycleSource.source_cycle_id == Artifact.cycle_id)
         .join(Cycle, Cycle.id == CycleSource.source_cycle_id)
+        .join(user, user.id == CycleSource.cycle_id)
         .where(CycleSource.cycle_id == cycle_id, is_wanted)
         .order_by(Cycle.job_id, Cycle.index, Artifact.name)
     ).all()
 
 
 def make_spec(job_id: str, cycle_index: int, *, spec_version: int, config: dict[str, Any]) -> dict[str, Any]:
-    """Give what a trainer is handed: a `CycleSpec`, or a `MatchSpec` where cores are to be compared."""
+    """Give what a trainer is handed: a `CycleSpec`, a `ProbeSpec`, or a `MatchSpec` that compares chains."""
     head = {"spec_version": spec_version, "job_id": job_id}
-    return (
-        {**head, "config": config}
-        if "cores" in config
-        else {**head, "cycle_index": cycle_index, "config": config}
-    )
+    if "cores" in config or is_probe(config):
+        return {**head, "config": config}
+    return {**head, "cycle_index": cycle_index, "config": config}

@@ -9,7 +9,7 @@ from sqlalchemy.orm import Session
 
 from dmsae.errors import CycleFailed
 from dmsae.service.core_tables import LatentMatch
-from dmsae.service.results import Match
+from dmsae.service.results import Match, Probe
 from dmsae.service.states import Held
 from dmsae.service.tables import Latent
 
@@ -35,6 +35,22 @@ class _Pair(_Part):
     best_cosine_random: float | None = None
 
 
+def write_probe_matches(session: Session, held: Held, probe: Probe) -> None:
+    """Write which latents a probe found alike; those of a folder that nobody here trained have no row."""
+    found = [
+        _Matched(
+            a_latent_id=match.latent_id,
+            b_latent_id=match.other_latent_id,
+            decoder_cosine=match.decoder_cosine,
+            firing_correlation=match.firing_correlation,
+        )
+        for match in probe.matches
+        if match.other_latent_id is not None
+    ]
+    chance = {"best_cosine": probe.best_cosine, "best_cosine_random": probe.best_cosine_random}
+    _write(session, held, [_Pair(a=0, b=1, matches=found, **chance)])
+
+
 def write_matches(session: Session, held: Held, match: Match) -> None:
     """Write which latents of each two cores match, beside what chance gives.
 
@@ -48,6 +64,10 @@ def write_matches(session: Session, held: Held, match: Match) -> None:
     except ValidationError as error:
         message = "The trainer's match.json is wrong: a pair of cores is not described as it should be."
         raise CycleFailed("internal_error", message) from error
+    _write(session, held, pairs)
+
+
+def _write(session: Session, held: Held, pairs: list[_Pair]) -> None:
     names = {
         name for pair in pairs for found in pair.matches for name in (found.a_latent_id, found.b_latent_id)
     }

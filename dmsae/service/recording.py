@@ -21,10 +21,10 @@ from dmsae.service.code_version import code_version
 from dmsae.service.database import wake_after_commit
 from dmsae.service.given_rows import write_given
 from dmsae.service.lineage_rows import write_core
-from dmsae.service.match_rows import write_matches
+from dmsae.service.match_rows import write_matches, write_probe_matches
 from dmsae.service.matches import describe_match, queue_match
 from dmsae.service.plain_json import plain_text
-from dmsae.service.results import MatchResult, TrainerResult
+from dmsae.service.results import MatchResult, ProbeResult, TrainerResult
 from dmsae.service.states import (
     Held,
     close_attempt,
@@ -39,6 +39,12 @@ from dmsae.service.tables import Artifact, Attempt, Cycle
 ConfirmedBy = Literal["supervisor", "lease"]
 
 MESSAGE_CHARS = 2000
+SAYS = {
+    "logit_lens": "The logit lens was read off.",
+    "match": "The core was compared.",
+    "prompt": "The prompt was read.",
+}
+"""What the event of a finished probe says."""
 LONGEST_BACKOFF_S = 3600.0
 OUTAGE_BACKOFF = 10
 """How much longer the next attempt waits where something must come back first."""
@@ -65,7 +71,7 @@ def record_success(
 ) -> str:
     """Record a finished cycle: core, lineage, artifacts, metrics; queue the next cycle or end the job.
 
-    A match has neither core nor lineage: what it found stands among its metrics.
+    A match or a probe has neither core nor lineage: what it found stands among its metrics.
 
     Gives the outcome of the attempt: `cancelled` where the job was being cancelled.
 
@@ -77,8 +83,8 @@ def record_success(
     if job.state == "cancelling":
         _cancel(session, claim, confirmed_by="supervisor")
         return "cancelled"
-    if isinstance(result, MatchResult):
-        return _record_match(session, claim, artifacts, result)
+    if isinstance(result, MatchResult | ProbeResult):
+        return _record_answer(session, claim, artifacts, result)
     given_id = write_given(session, claim, result) or claim.input_core_id
     core_id = write_core(session, claim, result, input_core_id=given_id, seed=job.config.get("seed"))
     _write_artifacts(session, claim, artifacts)
@@ -95,18 +101,24 @@ def record_success(
     return "succeeded"
 
 
-def _record_match(
-    session: Session, claim: Claim, artifacts: tuple[StoredFile, ...], result: MatchResult
+def _record_answer(
+    session: Session, claim: Claim, artifacts: tuple[StoredFile, ...], result: MatchResult | ProbeResult
 ) -> str:
     _write_artifacts(session, claim, artifacts)
-    write_matches(session, claim, result.match)
+    if isinstance(result, MatchResult):
+        write_matches(session, claim, result.match)
+        found = {"match": describe_match(result.match)}
+        done, end = f"The cores of {len(result.match.cores)} chains were compared.", "The match is done."
+    else:
+        write_probe_matches(session, claim, result.probe)
+        found = {"result": result.probe.shown()}
+        done, end = SAYS[result.probe.kind], "The probe is done."
     close_attempt(session, claim, "succeeded")
-    metrics = {**result.metrics, "match": describe_match(result.match)}
+    metrics = {**result.metrics, **found}
     move_cycle(session, claim.cycle_id, "succeeded", metrics=metrics, code_version=code_version())
-    n_cores = len(result.match.cores)
-    tell(session, claim, "cycle_succeeded", f"The cores of {n_cores} chains were compared.")
+    tell(session, claim, "cycle_succeeded", done)
     move_job(session, claim.job_id, "succeeded")
-    tell(session, claim, "job_succeeded", "The match is done.")
+    tell(session, claim, "job_succeeded", end)
     return "succeeded"
 
 

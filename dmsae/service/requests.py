@@ -38,6 +38,7 @@ MOST_JOBS = 256
 UNIONS = (
     *(["model"], ["data", "text"], ["core"], ["sweep", "core", "*"]),
     *(["set", "model"], ["set", "data", "text"], ["set", "core"]),
+    *(["change"], ["other"]),
 )
 """Settings that are one of several kinds, told apart by their `source` or `kind`; `*` stands for a place."""
 

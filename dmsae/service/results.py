@@ -1,5 +1,6 @@
 """What did the trainer leave? The files of a finished cycle, read and checked before anything is recorded."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, Self, TypeVar
@@ -7,10 +8,16 @@ from typing import Any, Literal, Self, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from dmsae.errors import CycleFailed
+from dmsae.probe_config import ProbeKind
 from dmsae.service.plain_json import read_plain_json
 
 CYCLE_FILES = ("spec.json", "sae/cfg.json", "core/core.json", "lineage.json", "metrics.json")
 MATCH_FILES = ("spec.json", "match.json", "metrics.json")
+PROBE_FILES = ("spec.json", "probe.json", "metrics.json")
+LARGEST_PROBE_BYTES = 16 << 20
+"""Of `probe.json`: a match of the largest cores."""
+MOST_MATCHES = 1000
+"""That stand with a probe's cycle; its file has all."""
 
 
 class _Part(BaseModel):
@@ -129,6 +136,35 @@ class Match(_Part):
     share_reproduced: list[float | None]
 
 
+class ProbeMatch(_Part):
+    """Two latents that a probe found alike; only what becomes a row is checked."""
+
+    model_config = ConfigDict(extra="allow")
+
+    latent_id: str
+    other_latent_id: str | None
+    """Null where the other one is of a folder that nobody here trained."""
+    decoder_cosine: float
+    firing_correlation: float | None
+
+
+class Probe(_Part):
+    """`probe.json`: what a probe found. Only what becomes rows is checked."""
+
+    model_config = ConfigDict(extra="allow")
+
+    kind: ProbeKind
+    matches: list[ProbeMatch] = []
+    """Of a match, the most alike first."""
+    best_cosine: float | None = None
+    best_cosine_random: float | None = None
+
+    def shown(self) -> dict[str, Any]:
+        """Give what stands with the cycle: all of it, but for matches beyond `MOST_MATCHES`."""
+        found = self.model_dump(exclude_unset=True)
+        return found | ({"matches": found["matches"][:MOST_MATCHES]} if "matches" in found else {})
+
+
 @dataclass(frozen=True)
 class _Timed:
     """What every finished trainer leaves."""
@@ -158,7 +194,28 @@ class MatchResult(_Timed):
     match: Match
 
 
-TrainerResult = CycleResult | MatchResult
+@dataclass(frozen=True)
+class ProbeResult(_Timed):
+    """What a finished probe says."""
+
+    probe: Probe
+
+
+TrainerResult = CycleResult | MatchResult | ProbeResult
+
+
+def read_probe(folder: Path) -> ProbeResult:
+    """Read what a finished probe says; non-finite figures become null.
+
+    Raises:
+        CycleFailed: `internal_error`, a file is missing, too large, or does not say what it must.
+    """
+    metrics = _read_metrics(folder, PROBE_FILES)
+    file = folder / "probe.json"
+    if (size_bytes := file.stat().st_size) > LARGEST_PROBE_BYTES:
+        told = f"is of {size_bytes} bytes, more than {LARGEST_PROBE_BYTES}"
+        raise CycleFailed("internal_error", f"The trainer's probe.json {told}.")
+    return ProbeResult(metrics, _read(Probe, file))
 
 
 def read_result(folder: Path, *, is_match: bool) -> TrainerResult:
@@ -167,12 +224,7 @@ def read_result(folder: Path, *, is_match: bool) -> TrainerResult:
     Raises:
         CycleFailed: `internal_error`, a file is missing or does not say what it must.
     """
-    missing = [name for name in (MATCH_FILES if is_match else CYCLE_FILES) if not (folder / name).is_file()]
-    if missing:
-        raise CycleFailed("internal_error", f"The trainer finished without writing {', '.join(missing)}.")
-    metrics = _read_json(folder / "metrics.json")
-    if not isinstance(metrics, dict):
-        raise CycleFailed("internal_error", "The trainer's metrics.json is not an object.")
+    metrics = _read_metrics(folder, MATCH_FILES if is_match else CYCLE_FILES)
     if is_match:
         return MatchResult(metrics, _read(Match, folder / "match.json"))
     lineage = _read(Lineage, folder / "lineage.json")
@@ -182,6 +234,17 @@ def read_result(folder: Path, *, is_match: bool) -> TrainerResult:
     )
     scale = {"rms": core.rms, "median_norm": core.median_norm, "d_model": sae.d_in}
     return CycleResult(metrics, lineage, {**core.provenance.model_dump(), **scale})
+
+
+def _read_metrics(folder: Path, files: Sequence[str]) -> dict[str, Any]:
+    """Read `metrics.json`, all of `files` being there."""
+    missing = [name for name in files if not (folder / name).is_file()]
+    if missing:
+        raise CycleFailed("internal_error", f"The trainer finished without writing {', '.join(missing)}.")
+    metrics = _read_json(folder / "metrics.json")
+    if not isinstance(metrics, dict):
+        raise CycleFailed("internal_error", "The trainer's metrics.json is not an object.")
+    return metrics
 
 
 def _read(part: type[Part], file: Path) -> Part:

@@ -11,6 +11,7 @@ from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from dmsae.errors import Conflict, Deleted
+from dmsae.probe_config import is_probe
 from dmsae.service.database import wake_after_commit
 from dmsae.service.events import append_event
 from dmsae.service.queue_control import require_room, set_rank
@@ -90,6 +91,9 @@ def _require_sources(session: Session, job: Job) -> None:
 
 
 def _sources(config: Mapping[str, Any]) -> list[str]:
-    """List the jobs whose stored cycles a training or a match starts from."""
+    """List the jobs whose stored cycles a training, a match or a probe starts from."""
+    if is_probe(config):
+        named = [config["core"], config.get("other") or {}]
+        return [core["job"] for core in named if "job" in core]
     refs = [*config.get("cores", ()), (config.get("core") or {}).get("cycle")]
     return [ref["job_id"] for ref in refs if ref is not None]

@@ -1,15 +1,16 @@
-"""Which stored objects may a request name as its text, and which bytes are they?
+"""Which stored objects may a request name, as a text or an SAE to compare with, and which bytes are they?
 
 Asked of the store before anything is written, so that every later cycle reads the same bytes or says that
 they changed.
 """
 
 import time
-from collections.abc import Sequence
-from typing import TypeVar
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
 
 from dmsae.config import CycleConfig
 from dmsae.errors import FieldProblem, InvalidConfig, NotFound, Unavailable
+from dmsae.probe_config import OtherObjects, is_probe
 from dmsae.service.objects import ObjectFacts, ObjectStore
 from dmsae.service.requests import MOST_PROBLEMS, shown
 from dmsae.service.uploads import UPLOADS, check_suffix
@@ -17,8 +18,12 @@ from dmsae.sources import ObjectText, StoredObject
 
 TIMEOUT_S = 20.0
 """For all objects of one request together."""
+TEXT, OTHER = "data.text.objects", "other.objects"
+"""Where a config names objects."""
 
 Config = TypeVar("Config", bound=CycleConfig)
+Check = Callable[[str, str], list[FieldProblem]]
+"""Refuses the name of a file of a kind that is not read there: a setting, and its value."""
 
 
 def pin_objects(config: Config, store: ObjectStore, *, prefixes: Sequence[str]) -> Config:
@@ -31,12 +36,20 @@ def pin_objects(config: Config, store: ObjectStore, *, prefixes: Sequence[str]) 
     text = config.data.text
     if not isinstance(text, ObjectText):
         return config
-    problems = [problem for i, named in enumerate(text.objects) for problem in _check_key(i, named, prefixes)]
-    if problems:
-        raise InvalidConfig(problems[:MOST_PROBLEMS])
-    pinned = _ask(text.objects, store)
+    pinned = _pin(text.objects, store, prefixes, param=TEXT, check=check_suffix)
     data = config.data.model_copy(update={"text": text.model_copy(update={"objects": pinned})})
     return config.model_copy(update={"data": data})
+
+
+def pin_other(other: OtherObjects, store: ObjectStore, *, prefixes: Sequence[str]) -> OtherObjects:
+    """Give the files of an SAE with their sizes and etags.
+
+    Raises:
+        InvalidConfig: naming each object that may not be read, is not there, or holds other bytes than said.
+        Unavailable: the store does not answer.
+    """
+    pinned = _pin(other.objects, store, prefixes, param=OTHER, check=lambda _param, _key: [])
+    return other.model_copy(update={"objects": pinned})
 
 
 def object_keys(config: CycleConfig) -> list[str]:
@@ -45,20 +58,49 @@ def object_keys(config: CycleConfig) -> list[str]:
     return [named.key for named in text.objects] if isinstance(text, ObjectText) else []
 
 
-def _check_key(index: int, named: StoredObject, prefixes: Sequence[str]) -> list[FieldProblem]:
-    param, key = f"data.text.objects.{index}.key", named.key
+def named_objects(config: Mapping[str, Any]) -> dict[str, list[StoredObject]]:
+    """Give the objects that a stored config has a trainer read, by where it names them.
+
+    A probe reads a text only to compare firing.
+    """
+    found = {}
+    text, other = config.get("data", {}).get("text", {}), config.get("other") or {}
+    if text.get("source") == "objects" and (not is_probe(config) or config["kind"] == "match"):
+        found[TEXT] = ObjectText.model_validate(text).objects
+    if is_probe(config) and other.get("kind") == "objects":
+        found[OTHER] = OtherObjects.model_validate(other).objects
+    return found
+
+
+def _pin(
+    objects: Sequence[StoredObject],
+    store: ObjectStore,
+    prefixes: Sequence[str],
+    *,
+    param: str,
+    check: Check,
+) -> list[StoredObject]:
+    problems: list[FieldProblem] = []
+    for index, named in enumerate(objects):
+        problems += _check_key(f"{param}.{index}.key", named.key, prefixes) or check(
+            f"{param}.{index}.key", named.key
+        )
+    if problems:
+        raise InvalidConfig(problems[:MOST_PROBLEMS])
+    return _ask(objects, store, param=param)
+
+
+def _check_key(param: str, key: str, prefixes: Sequence[str]) -> list[FieldProblem]:
     allowed = (UPLOADS, *prefixes)
     rule = None
     if not key.isprintable() or not {"", ".", ".."}.isdisjoint(key.split("/")):
         rule = "must be printable and have no empty part, '.' or '..' between its slashes"
     elif not key.startswith(allowed):
         rule = f"must begin with one of {', '.join(allowed)}"
-    if rule is not None:
-        return [FieldProblem(param, shown(key), rule, "object_not_allowed")]
-    return check_suffix(param, key)
+    return [] if rule is None else [FieldProblem(param, shown(key), rule, "object_not_allowed")]
 
 
-def _ask(objects: Sequence[StoredObject], store: ObjectStore) -> list[StoredObject]:
+def _ask(objects: Sequence[StoredObject], store: ObjectStore, *, param: str) -> list[StoredObject]:
     deadline = time.monotonic() + TIMEOUT_S
     pinned, problems = [], []
     for index, named in enumerate(objects):
@@ -72,22 +114,22 @@ def _ask(objects: Sequence[StoredObject], store: ObjectStore) -> list[StoredObje
             rule = (
                 "there is no such object: put the file under the link that POST /uploads gives, then submit"
             )
-            param = f"data.text.objects.{index}.key"
-            problems.append(FieldProblem(param, shown(named.key), rule, "object_not_found"))
+            place = f"{param}.{index}.key"
+            problems.append(FieldProblem(place, shown(named.key), rule, "object_not_found"))
         else:
-            problems += _check_facts(index, named, facts)
+            problems += _check_facts(f"{param}.{index}", named, facts)
             pinned.append(StoredObject(key=named.key, etag=facts.etag, size_bytes=facts.size_bytes))
     if problems:
         raise InvalidConfig(problems[:MOST_PROBLEMS])
     return pinned
 
 
-def _check_facts(index: int, named: StoredObject, facts: ObjectFacts) -> list[FieldProblem]:
+def _check_facts(param: str, named: StoredObject, facts: ObjectFacts) -> list[FieldProblem]:
     given = {"etag": None if named.etag is None else named.etag.strip('"'), "size_bytes": named.size_bytes}
     stored = {"etag": facts.etag, "size_bytes": facts.size_bytes}
     return [
         FieldProblem(
-            f"data.text.objects.{index}.{name}",
+            f"{param}.{name}",
             shown(value),
             f"the store holds {stored[name]!r}; leave it out to take what is there",
             "object_changed",

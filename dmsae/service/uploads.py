@@ -12,6 +12,7 @@ from sqlalchemy import delete, func, insert, select, update
 from sqlalchemy.orm import Session
 
 from dmsae.errors import FieldProblem, InvalidConfig
+from dmsae.probe_config import SAE_FILES
 from dmsae.service.ids import new_id
 from dmsae.service.requests import UploadRequest, shown
 from dmsae.service.upload_tables import Upload, UploadUse
@@ -29,7 +30,7 @@ def create_upload(session: Session, owner_id: str, *, request: UploadRequest, ma
     Raises:
         InvalidConfig: the file is too large for one PUT, or of a kind that nothing reads.
     """
-    problems = [*check_suffix("filename", request.filename)]
+    problems = [] if request.filename in SAE_FILES else check_suffix("filename", request.filename, SAE_FILES)
     if request.size_bytes > max_bytes:
         rule = (
             f"must be at most {max_bytes}: one PUT carries no more than 5 GiB; split the file, or compress it"
@@ -57,18 +58,18 @@ def safe_name(filename: str) -> str:
     return plain[-LONGEST_NAME:].lstrip(".") or "_"
 
 
-def check_suffix(param: str, name: str) -> list[FieldProblem]:
-    """Refuse the name of a file of a kind that is not read as text."""
+def check_suffix(param: str, name: str, others: Sequence[str] = ()) -> list[FieldProblem]:
+    """Refuse the name of a file of a kind that is not read as text; `others` would have been right too."""
     endings = [kind + packed for kind in TEXT_SUFFIXES for packed in ("", *COMPRESSION_SUFFIXES)]
     if name.lower().endswith(tuple(endings)):
         return []
     kinds, packed = (", ".join(suffixes) for suffixes in (TEXT_SUFFIXES, COMPRESSION_SUFFIXES))
-    rule = f"must end in one of {kinds}, which {packed} may follow"
+    rule = f"must end in one of {kinds}, which {packed} may follow" + "".join(f", or be {n}" for n in others)
     return [FieldProblem(param, shown(name), rule, "unknown_file_kind")]
 
 
-def note_use(session: Session, job_id: str, keys: Sequence[str]) -> None:
-    """Note that a job reads these objects, so that no upload among them is deleted.
+def note_use(session: Session, job_id: str, keys: Sequence[str], *, param: str = "data.text.objects") -> None:
+    """Note that a job reads these objects, named by a setting, so that no upload among them is deleted.
 
     Raises:
         InvalidConfig: naming each upload that is not there, or no longer.
@@ -83,7 +84,7 @@ def note_use(session: Session, job_id: str, keys: Sequence[str]) -> None:
     known = {row.object_key for row in rows}
     rule = "there is no such upload (any more): ask for a link by POST /uploads, and put the file again"
     problems = [
-        FieldProblem(f"data.text.objects.{index}.key", shown(key), rule, "object_not_found")
+        FieldProblem(f"{param}.{index}.key", shown(key), rule, "object_not_found")
         for index, key in enumerate(keys)
         if key.startswith(UPLOADS) and key not in known
     ]

@@ -11,6 +11,7 @@ from api import (
     group_schemas,
     latent_schemas,
     lineage_schemas,
+    probe_schemas,
     schemas,
     snippet_schemas,
     submission_schemas,
@@ -56,6 +57,8 @@ ANSWERS = {
     latent_schemas.DescendantList: latent_schemas.DESCENDANT_LIST,
     core_schemas.CoreAboutOut: core_schemas.CORE_ABOUT,
     core_schemas.CoreList: core_schemas.CORE_LIST,
+    probe_schemas.ProbeOut: probe_schemas.PROBE,
+    probe_schemas.ProbeDryRunOut: probe_schemas.PROBE_DRY_RUN,
     snippet_schemas.SnippetsOut: snippet_schemas.SNIPPETS,
 }
 
@@ -138,6 +141,8 @@ def test_every_call_of_the_design_is_there(document: dict[str, Any]) -> None:
             for kind in kinds
             for name in ("cycles", "core", "lineage", "origins")
         ),
+        "POST /probes",
+        "GET /probes/{job_id}",
         "GET /groups/{group_id}",
         "POST /groups/{group_id}/cancel",
         "GET /jobs",
