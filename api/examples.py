@@ -84,6 +84,7 @@ SUMMARY: dict[str, Any] = {
     "held": False,
     "group_id": None,
     "preset": "demo",
+    "model": "smollm2-135m",
     "run": 1,
     "version": 37,
     "spec_version": 2,

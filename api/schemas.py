@@ -69,6 +69,8 @@ class JobSummary(Answer):
     held: bool
     group_id: str | None
     preset: str | None
+    model: str | None
+    """What its language model is called: its id on the hub, its path, or its name."""
     run: int
     version: int
     """Grows with every change; `GET /jobs/{id}` gives it as its ETag."""
@@ -86,7 +88,7 @@ class JobSummary(Answer):
     @classmethod
     def of(cls, view: JobView) -> Self:
         """Show a job."""
-        seen = cls.model_fields.keys() & {"owner", "state_reason", "stored_bytes", "in_use"}
+        seen = cls.model_fields.keys() & {"owner", "state_reason", "stored_bytes", "model", "in_use"}
         stored = cls.model_fields.keys() - seen - {"progress", "links"}
         return cls(
             **{name: getattr(view.job, name) for name in stored},

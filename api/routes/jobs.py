@@ -35,10 +35,12 @@ def job_filter(
     group_id: Word = None,
     owner: Word = None,
     tag: Word = None,
+    model: Word = None,
     text: Word = None,
 ) -> JobFilter:
-    """Narrow a list of jobs; `text` is part of the name or the notes."""
-    return JobFilter(state=state, owner=owner, tag=tag, kind=kind, group_id=group_id, text=text)
+    """Narrow a list of jobs; `text` is part of the name or the notes, `model` of the model's name."""
+    names = {"owner": owner, "tag": tag, "model": model, "text": text}
+    return JobFilter(state=state, kind=kind, group_id=group_id, **names)
 
 
 @router.get("")

@@ -116,10 +116,12 @@ class Jobs(Resource[S]):
         kind: str | None = None,
         owner: str | None = None,
         tag: str | None = None,
+        model: str | None = None,
         text: str | None = None,
     ) -> RowSteps:
         """Go through jobs, the newest first, by what they are to have."""
-        return pages("/jobs", {"state": state, "kind": kind, "owner": owner, "tag": tag, "text": text})
+        wanted = {"state": state, "kind": kind, "owner": owner, "tag": tag, "model": model, "text": text}
+        return pages("/jobs", wanted)
 
     @call
     def wait(self, job_id: str, *, timeout_s: float | None = None) -> Steps[Answer]:

@@ -11,7 +11,7 @@ from dmsae.errors import BadRequest, Deleted, Forbidden, NotFound
 from dmsae.service import cancelling, retrying
 from dmsae.service.events import append_event
 from dmsae.service.paging import Page, decode_cursor, make_page
-from dmsae.service.progress import JobView, view_jobs
+from dmsae.service.progress import MODEL_NAMES, JobView, view_jobs
 from dmsae.service.queue_control import set_rank
 from dmsae.service.requests import JobChanges
 from dmsae.service.states import lock_job
@@ -27,6 +27,8 @@ class JobFilter:
     tag: str | None = None
     kind: str | None = None
     group_id: str | None = None
+    model: str | None = None
+    """Part of what its language model is called, in any case."""
     text: str | None = None
     """Part of the name or notes, in any case."""
 
@@ -227,6 +229,9 @@ def _conditions(wanted: JobFilter) -> list[ColumnElement[bool]]:
         conditions.append(Job.owner_id == owner_id)
     if wanted.tag is not None:
         conditions.append(and_(HAS_TAGS, Job.tags.contains([wanted.tag])))
+    if wanted.model is not None:
+        names = [Job.config["model"][name].astext for name in MODEL_NAMES]
+        conditions.append(or_(*(name.icontains(wanted.model, autoescape=True) for name in names)))
     if wanted.text is not None:
         texts = (Job.name, Job.notes)
         conditions.append(or_(*(text.icontains(wanted.text, autoescape=True) for text in texts)))

@@ -13,6 +13,8 @@ from dmsae.service.queue_snapshots import Place, find_places
 from dmsae.service.tables import FINAL_JOB_STATES, Artifact, Attempt, Cycle, Event, Job, Owner
 from dmsae.service.waiting import Standing, look, say_why
 
+MODEL_NAMES = ("id", "name", "path")
+"""Which setting of a model's source names it; each source has one of them."""
 TOLD_BY_TRAINERS = ("model_loaded", "hook_resolved")
 """Events that say what a trainer really uses."""
 
@@ -51,6 +53,12 @@ class JobView:
     """Of all artifacts of its finished cycles."""
     in_use: dict[str, Any] | None
     """What its trainers really loaded and where they cut it; null before the first has."""
+
+    @property
+    def model(self) -> str | None:
+        """What its language model is called, as its source names it."""
+        source = self.job.config.get("model", {})
+        return next((source[name] for name in MODEL_NAMES if name in source), None)
 
     @property
     def is_decided_by_version(self) -> bool:

@@ -148,7 +148,7 @@ class JobRequest(Partial):
     """Anything worth keeping with it."""
     priority: Priority = "normal"
     """Among the jobs of its owner, and between owners: high before normal before low."""
-    preset: str | None = Field(None, max_length=200)
+    preset: str | None = Field(None, max_length=200, examples=sorted(PRESETS))
     """Named settings to start from: `demo`. Without one every setting that has no default must be given."""
     sweep: Sweep | None = None
     """Settings of which there are several values: a group of jobs."""

@@ -80,7 +80,7 @@ def test_a_list_is_filtered_and_read_in_pages_without_gaps(api: httpx.Client) ->
     assert cursor is None
     counts = {"tag=t0": 3, "text=JOB_3": 1, "text=0% j": 5, "text=%25%25": 0}
     counts |= {"state=queued": 5, "state=failed": 0, "owner=local": 5, "owner=ada": 0}
-    counts |= {"kind=distillation": 5, "kind=probe": 0}
+    counts |= {"kind=distillation": 5, "kind=probe": 0, "model=SmolLM2": 5, "model=gemma": 0}
     for query, count in counts.items():
         assert len(api.get(f"/jobs?{query}").json()["items"]) == count, query
 
