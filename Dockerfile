@@ -1,3 +1,21 @@
+# The handbook, as files: what builds it stays in this stage.
+FROM python:3.12-slim-bookworm AS handbook
+
+ENV PIP_DISABLE_PIP_VERSION_CHECK=1 \
+    PIP_NO_CACHE_DIR=1 \
+    PIP_ONLY_BINARY=:all: \
+    PIP_ROOT_USER_ACTION=ignore
+
+WORKDIR /app
+COPY pyproject.toml constraints.txt README.md LICENSE Makefile ./
+COPY dmsae dmsae
+RUN pip install --constraint constraints.txt --editable '.[docs]'
+COPY api api
+COPY deploy deploy
+COPY docs docs
+COPY handbook handbook
+RUN python -m handbook
+
 # The API, the sweeper and the migrations: whatever trains nothing. No torch, no compiler, no root.
 FROM python:3.12-slim-bookworm
 
@@ -21,6 +39,7 @@ COPY dmsae dmsae
 COPY api api
 COPY worker worker
 COPY migrations migrations
+COPY --from=handbook /app/build/docs build/docs
 
 USER 10001:10001
 EXPOSE 8000

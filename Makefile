@@ -1,6 +1,6 @@
 # Two commands for a fresh machine: `make demo` and `make test`. `make help` lists the rest.
 .DEFAULT_GOAL := help
-.PHONY: help demo test check lint types contracts interop browser faults fuzz contract kernels wheels bench experiment clean
+.PHONY: help demo docs test check lint types contracts interop browser faults fuzz contract kernels wheels bench experiment clean
 
 VENV ?= .venv
 PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do \
@@ -25,8 +25,15 @@ $(VENV)/.dev: $(VENV)/.local
 	$(PIP) --editable '.[dev]'
 	@touch $@
 
-demo: $(VENV)/.local  ## Install, then run a distillation of three cycles on SmolLM2-135M, for real
+$(VENV)/.docs: $(VENV)/.local
+	$(PIP) --editable '.[docs]'
+	@touch $@
+
+demo: $(VENV)/.local docs  ## Install, then run a distillation of three cycles on SmolLM2-135M, for real
 	$(BIN)/dmsae demo
+
+docs: $(VENV)/.docs  ## Build the handbook, which the API serves at /docs/handbook
+	$(BIN)/python -m handbook
 
 test: $(VENV)/.dev  ## Install, then pass every test
 	$(BIN)/python -m pytest $(PYTEST_ARGS)

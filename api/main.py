@@ -11,6 +11,7 @@ from fastapi import Depends, FastAPI
 from api.dependencies import Parts, refuse_unknown_query
 from api.document import DocumentedApi
 from api.errors import PROBLEMS, add_error_handlers
+from api.handbook_site import add_handbook
 from api.idempotency import add_replays
 from api.limits import RequestLimits
 from api.metrics import Metrics
@@ -88,6 +89,7 @@ def create_app(settings: Settings) -> FastAPI:
     app.include_router(health.router)
     app.include_router(metrics.router, responses=PROBLEMS)
     add_web_page(app)
+    add_handbook(app)
     return app
 
 

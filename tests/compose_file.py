@@ -102,11 +102,21 @@ class Dockerfile:
 
 
 def read_dockerfile(name: str) -> Dockerfile:
-    """Read a Dockerfile of the project."""
+    """Read what the image of a Dockerfile of the project is made of: its last stage."""
+    return read_stages(name)[-1]
+
+
+def read_stages(name: str) -> list[Dockerfile]:
+    """Read all stages of a Dockerfile of the project."""
     lines = (line for line in (ROOT / name).read_text().splitlines() if not line.startswith("#"))
     joined = re.sub(r"\\\n\s*", " ", "\n".join(lines))
-    pairs = (line.split(maxsplit=1) for line in joined.splitlines() if line.strip())
-    return Dockerfile(tuple((keyword, text) for keyword, text in pairs))
+    stages: list[list[tuple[str, str]]] = []
+    for line in filter(str.strip, joined.splitlines()):
+        keyword, text = line.split(maxsplit=1)
+        if keyword == "FROM":
+            stages.append([])
+        stages[-1].append((keyword, text))
+    return [Dockerfile(tuple(stage)) for stage in stages]
 
 
 def packages_of(extra: str) -> set[str]:

@@ -25,6 +25,7 @@ from tests.compose_file import (
     load_raw,
     packages_of,
     read_dockerfile,
+    read_stages,
     required_variables,
     texts,
 )
@@ -207,8 +208,8 @@ def test_images_of_others_are_pinned_by_version(compose: dict[str, Any]) -> None
     for name in STORES:
         assert re.fullmatch(r"[a-z/]+:\d+\.\d+(\.\d+)?", compose["services"][name]["image"])
     for name in ("Dockerfile", "Dockerfile.gpu"):
-        (base,) = read_dockerfile(name).all_of("FROM")
-        assert re.fullmatch(r"python:3\.1[123]-slim-\w+", base)
+        bases = [base for stage in read_stages(name) for base in stage.all_of("FROM")]
+        assert all(re.fullmatch(r"python:3\.1[123]-slim-\w+(?: AS \w+)?", base) for base in bases)
 
 
 @pytest.mark.parametrize("name", OURS)
@@ -266,8 +267,9 @@ def test_what_the_images_copy_exists_and_nothing_else_is_sent_to_the_builder() -
     assert lines[0] == "*"
     copied = set()
     for name in ("Dockerfile", "Dockerfile.gpu"):
-        for text in read_dockerfile(name).all_of("COPY"):
-            copied |= set(text.split()[:-1])
+        for text in (text for stage in read_stages(name) for text in stage.all_of("COPY")):
+            if not text.startswith("--from="):
+                copied |= set(text.split()[:-1])
     assert {PurePosixPath(path).parts[0] for path in copied} == sent
     assert all((ROOT / path).exists() for path in copied)
 
