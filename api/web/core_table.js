@@ -127,13 +127,13 @@ function coreColumns(jobId) {
     { name: "Place", title: "Its row in the core, and in the next cycle's SAE", by: (latent) => latent.core_index, text: (latent) => String(latent.core_index) },
     { name: "Latent", by: (latent) => latent.latent_id, make: (latent) => latentLink(latent.latent_id, jobId, { "data-row": "" }) },
     { name: "Origin", title: "Where its encoder vector was learned", by: originKey, text: (latent) => originText(latent, jobId) },
-    number("Times selected", (latent) => latent.times_selected, String, "In how many unbroken cycles up to this one"),
+    number("Selected", (latent) => latent.times_selected, String, "In how many unbroken cycles up to this one"),
     number("Share", (latent) => latent.share, (value) => percent(value, 2), "Of the cycle's total attribution"),
     number("Rank", (latent) => latent.rank, figure, "Among all candidates; 0 is the strongest"),
     { ...number("Score", (latent) => latent.score, figure, "Nats a token"), text: scoreText },
     number("Density", (latent) => latent.density, figure, "Share of tokens at which it fires"),
-    number("Same direction", (latent) => latent.decoder_cosine, figure, "Cosine of its decoder row with that of the cycle before"),
-    number("Same tokens", (latent) => latent.firing_jaccard, figure, "Tokens at which it fires in both cycles, of those in either"),
+    number("Cosine", (latent) => latent.decoder_cosine, figure, "Cosine of its decoder row with that of the cycle before"),
+    number("Overlap", (latent) => latent.firing_jaccard, figure, "Tokens at which it fires in both cycles, of those in either"),
     { name: "Sure", title: "Whether two halves of the documents agree that it is selected", by: (latent) => String(latent.is_borderline), text: sureText },
   ];
 }

@@ -18,8 +18,8 @@ export function pathTable(path, latent) {
     { name: "Rank", is_number: true, title: "Among all candidates; 0 is the strongest", show: (row) => figure(row.rank) },
     { name: "Score", is_number: true, title: "Nats a token, comparable between cycles", show: scoreText },
     { name: "Density", is_number: true, title: "Share of tokens at which it fires", show: (row) => figure(row.density) },
-    { name: "Same direction", is_number: true, title: "Cosine of its decoder row with that of the cycle before", show: (row) => figure(row.decoder_cosine) },
-    { name: "Same tokens", is_number: true, title: "Tokens at which it fires in both cycles, of those in either", show: (row) => figure(row.firing_jaccard) },
+    { name: "Cosine", is_number: true, title: "Cosine of its decoder row with that of the cycle before", show: (row) => figure(row.decoder_cosine) },
+    { name: "Overlap", is_number: true, title: "Tokens at which it fires in both cycles, of those in either", show: (row) => figure(row.firing_jaccard) },
     { name: "Core", show: (row) => row.published_as ?? (row.core_id ? h("span", { class: "mono", title: row.core_id }, `…${row.core_id.slice(-8)}`) : DASH) },
   ];
   return table(columns, rows, { caption: `Its path through the cycles of ${path.name ?? path.job_id}` });

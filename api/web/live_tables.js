@@ -8,14 +8,16 @@ import { h, say } from "/ui/dom.js";
  *
  * Columns: `{name, title?, is_number?}` with `text(item)`, or with `make(item)`, which gives a node once for each
  * row (and its `update(item)`, if it has one, is called with what is new), and with `by(item)` where rows may be
- * sorted by it: then `onsort({name, isDown})` is called, and `sort` says how they are at first. */
+ * sorted by it: then `onsort({name, isDown})` is called, and `sort` says how they are at first. Where columns have
+ * a `width`, nothing in the table moves whatever it shows: rows are two lines high, and what is longer is cut. */
 export function liveTable(columns, { caption, key, sort = null, onsort = null }) {
+  const isFixed = columns.some((column) => column.width);
   const heads = columns.map((column) => head(column, choose));
   const body = h("tbody", {});
   const rows = new Map();
   const box = scrolling(
     caption,
-    h("table", {}, h("caption", { class: "unseen" }, caption), h("thead", {}, h("tr", {}, heads)), body),
+    h("table", { class: isFixed ? "fixed" : null }, h("caption", { class: "unseen" }, caption), h("thead", {}, h("tr", {}, heads)), body),
   );
   let sorted = sort;
 
@@ -67,20 +69,21 @@ function head(column, choose) {
   const inner = column.by
     ? h("button", { type: "button", onclick: () => choose(column) }, column.name, " ", h("span", { class: "arrow", "aria-hidden": "true" }))
     : column.name;
-  return h("th", { scope: "col", class: column.is_number ? "number" : null, title: column.title }, inner);
+  const style = column.width ? { width: column.width } : {};
+  return h("th", { scope: "col", class: column.is_number ? "number" : null, title: column.title, style }, inner);
 }
 
 function makeRow(columns, item) {
   const cells = columns.map((column) => {
-    const node = column.make ? column.make(item) : null;
+    const node = column.make ? column.make(item) : h("div", { class: "text" });
     return { cell: h("td", { class: column.is_number ? "number" : null }, node), node, column };
   });
   return {
     element: h("tr", {}, cells.map(({ cell }) => cell)),
     update: (next) => {
-      for (const { cell, node, column } of cells) {
-        if (node) node.update?.(next);
-        else say(cell, column.text(next));
+      for (const { node, column } of cells) {
+        if (column.make) node.update?.(next);
+        else say(node, column.text(next));
       }
     },
   };

@@ -19,15 +19,16 @@ const CHANGES = [
 /** A card; `choose({job, cycle})` says in which core the latent is meant. */
 export function promptCard(latentId, signal) {
   const text = h("textarea", { rows: 3, required: true, maxlength: LONGEST, placeholder: "The capital of France is" });
-  const change = select(CHANGES, "ablate", { onchange: () => (strengthBox.hidden = change.value !== "steer") });
-  const strength = h("input", { type: "number", step: "any", value: 40 });
-  const strengthBox = labelled("Strength", strength, { hint: "What is added, in the model's own units, as activations below; negative: the opposite." });
+  const change = select(CHANGES, "ablate", { onchange: () => showStrength() });
+  const strength = h("input", { type: "number", step: "any", min: -1e6, max: 1e6 });
+  const strengthBox = labelled("Strength", strength, { hint: "In the model's own units: as much as the latent adds at such an activation; negative, the opposite." });
   const ask = h("button", { type: "submit", class: "primary" }, "Ask");
   const told = h("p", { class: "why", role: "status" });
   const answer = h("div", { class: "answer" });
   let core = null;
   let asking = null;
-  strengthBox.hidden = true;
+  const showStrength = () => (strengthBox.hidden = !(strength.required = change.value === "steer"));
+  showStrength();
 
   const body = () => ({
     kind: "prompt",
@@ -44,7 +45,11 @@ export function promptCard(latentId, signal) {
     fill(answer);
     try {
       say(told, "Sending …");
-      await follow(await send("POST", "/probes", body(), { signal: mine }), { latentId, told, answer, signal: mine });
+      const probe = await send("POST", "/probes", body(), { signal: mine });
+      const result = await resultOf(probe.id, { told, signal: mine });
+      if (result === null) return;
+      fill(answer, resultParts(result, latentId));
+      if (!strength.value) strength.value = Number((latentOf(result, latentId).max_activation ?? 0).toPrecision(2)) || "";
     } catch (error) {
       if (mine.aborted) return;
       say(told, "");
@@ -63,20 +68,17 @@ export function promptCard(latentId, signal) {
   return box;
 }
 
-/** Say where a probe stands until it has ended, then show what it found. */
-async function follow(probe, { latentId, told, answer, signal }) {
-  const done = new AbortController();
-  const ended = new Promise((resolve, reject) => {
-    watchJob(probe.id, { signal: AbortSignal.any([signal, done.signal]) }, (job) => {
-      fill(told, standing(job), " ", jobLink(job.id, { name: "The probe" }));
-      if (OVER.includes(job.state)) resolve(job);
-    }).catch((error) => reject(error));
+/** Say where a probe stands until it has ended; gives what it found, or null. */
+async function resultOf(id, { told, signal }) {
+  const ended = new AbortController();
+  const job = await new Promise((resolve, reject) => {
+    watchJob(id, { signal: AbortSignal.any([signal, ended.signal]) }, (next) => {
+      fill(told, standing(next), " ", jobLink(id, { name: "The probe" }));
+      if (OVER.includes(next.state)) resolve(next);
+    }).catch(reject);
   });
-  const job = await ended;
-  done.abort(new DOMException("it has ended", "AbortError"));
-  if (job.state !== "succeeded") return;
-  const { result } = await get(`/probes/${encodeURIComponent(job.id)}`, { signal });
-  fill(answer, resultParts(result, latentId));
+  ended.abort(new DOMException("it has ended", "AbortError"));
+  return job.state === "succeeded" ? (await get(`/probes/${encodeURIComponent(id)}`, { signal })).result : null;
 }
 
 function standing(job) {
@@ -91,7 +93,7 @@ function standing(job) {
 
 /** What a prompt probe found. */
 function resultParts(result, latentId) {
-  const latent = result.latents.find((one) => one.latent_id === latentId) ?? result.latents[0];
+  const latent = latentOf(result, latentId);
   const tokens = result.tokens.map((one) => one.token);
   const max = latent.max_activation ?? 0;
   const peak = latent.activations.reduce((best, value, i) => (value > (latent.activations[best] ?? 0) ? i : best), 0);
@@ -107,6 +109,7 @@ function resultParts(result, latentId) {
   ];
 }
 
+const latentOf = (result, latentId) => result.latents.find((one) => one.latent_id === latentId) ?? result.latents[0];
 const changeName = (change) => (change.kind === "steer" ? `Steered by ${figure(change.strength)}` : "Ablated");
 
 function said(title, { next, text }) {
