@@ -26,6 +26,8 @@ class Parts:
     hub: EventHub
     health_limiter: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(4))
     """Threads of their own for health checks: they answer while all others wait for a part that hangs."""
+    drawing_limiter: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(1))
+    """The thread in which figures are drawn, one after the other."""
     buckets: Buckets = field(default_factory=Buckets)
     """How much each key may still ask of this process."""
 

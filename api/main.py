@@ -21,6 +21,7 @@ from api.routes import (
     admin,
     distillations,
     events,
+    figures,
     groups,
     health,
     jobs,
@@ -83,7 +84,7 @@ def create_app(settings: Settings) -> FastAPI:
     add_error_handlers(app)
     add_replays(app)
     known = [Depends(identify_caller), Depends(log_who_asks)]
-    readers = (latents, published_cores, events, step_metrics, webhooks)
+    readers = (latents, published_cores, events, step_metrics, webhooks, figures)
     for module in (distillations, trainings, probes, groups, jobs, queue, uploads, keys, admin, *readers):
         app.include_router(module.router, dependencies=known, responses=PROBLEMS)
     app.include_router(health.router)

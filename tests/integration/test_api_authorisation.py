@@ -87,6 +87,9 @@ MATRIX: dict[str, Row] = {
     "GET /jobs/{job_id}/metrics": READ,
     "GET /jobs/{job_id}/logs": READ,
     "GET /jobs/{job_id}/artifacts": READ,
+    "GET /jobs/{job_id}/figures/{figure}.{form}": READ,
+    "GET /figures/compare": Row("key", 422),
+    "GET /figures/compare.{form}": Row("key", 422),
     "GET /queue": READ,
     "GET /keys": READ,
     "POST /keys": Row("submitter", 201, {"name": "another"}),
@@ -124,7 +127,8 @@ class Site:
         select_core = text("SELECT output_core_id FROM cycles WHERE job_id = :job_id AND index = 1")
         with self.database.session_scope() as session:
             core_id = session.execute(select_core, {"job_id": self.done}).scalar_one()
-        return {"latent_id": f"{self.done}.0.3", "core_id": core_id, "lab": "lab", "webhook_id": "hook_none"}
+        ids = {"latent_id": f"{self.done}.0.3", "core_id": core_id, "lab": "lab", "webhook_id": "hook_none"}
+        return {**ids, "figure": "origins", "form": "csv"}
 
     def fresh_job(self, *, ended: bool) -> str:
         job_id: str = self.ask("own", "POST /distillations", body=DEMO).json()["id"]

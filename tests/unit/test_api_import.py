@@ -4,7 +4,7 @@ import os
 import subprocess
 import sys
 
-HEAVY = ("torch", "transformers", "numpy", "scipy", "safetensors", "gguf")
+HEAVY = ("torch", "transformers", "numpy", "scipy", "safetensors", "gguf", "matplotlib")
 
 
 def test_importing_the_api_loads_no_torch_and_needs_no_settings() -> None:

@@ -1,0 +1,105 @@
+"""The comparison: loss recovered, explained variance and CE increase, over k or seeds, with error bars."""
+
+from collections.abc import Mapping, Sequence
+
+from matplotlib.axes import Axes
+from matplotlib.container import ErrorbarContainer
+from matplotlib.figure import Figure
+
+from dmsae.figures.canvas import drawable, set_title
+from dmsae.figures.comparison import ALL_SEEDS, BARS, MEASURES, CompareData, Estimate, Series
+from dmsae.figures.themes import MARKERS, Look
+
+Line = tuple[Series, int | None]
+"""A series; over seeds one for each k, whose values mean different things."""
+
+PREFIXES = ("most nested prefix", "whole SAE")
+SPREAD = 0.5
+"""How far apart the points of all lines at one place lie; places are 1 apart."""
+MOST_TOLD = 3
+"""Missing controls that are named one by one."""
+
+
+def size_of(data: CompareData) -> tuple[float, float]:
+    """Give width and height in inches."""
+    lines = _lines(data)
+    n_notes = 1 + min(len(data.missing), MOST_TOLD + 1) + bool(data.left_out)
+    return min(16.0, max(9.0, 1.5 * len(_places(data)))), 5.2 + 0.19 * (n_notes + (len(lines) + 1) // 2)
+
+
+def paint_compare(figure: Figure, look: Look, data: CompareData) -> None:
+    """Draw a panel for each measure of the most nested prefix, and below it of the whole SAE."""
+    over = {"k": "over k", "seed": "over seeds"}[data.over]
+    set_title(figure, f"{len(data.jobs)} jobs compared {over}, by their last cycle")
+    panels = figure.subplots(2, 3, sharex=True).flatten()
+    places, estimates = _places(data), list(data.estimates())
+    handles: list[ErrorbarContainer] = []
+    for i, (axes, measure) in enumerate(zip(panels, MEASURES, strict=True)):
+        of_measure = [found for found in estimates if found.measure == measure]
+        handles = _draw(axes, look, data, of_measure, places=places) or handles
+        axes.set_title(f"{MEASURES[measure]}, {PREFIXES[i // 3]}", loc="left")
+        axes.set_xticks(range(len(places)), [str(place) for place in places])
+        axes.set_xlim(-0.6, len(places) - 0.4)
+        axes.grid(axis="y")
+    for axes in panels[3:]:
+        axes.set_xlabel("k" if data.over == "k" else "seed")
+    figure.legend(handles=handles, loc="outside lower left", ncols=2)
+    figure.supxlabel("\n".join(_notes(data)), fontsize=7.5, x=0.02, ha="left", color=look.soft, wrap=True)
+
+
+def _draw(
+    axes: Axes, look: Look, data: CompareData, found: Sequence[Estimate], *, places: Mapping[int | str, int]
+) -> list[ErrorbarContainer]:
+    lines = _lines(data)
+    drawn = []
+    for i, line in enumerate(lines):
+        shift = SPREAD * ((i + 0.5) / len(lines) - 0.5)
+        points = [estimate for estimate in found if _line_of(data, estimate.series, estimate.k) == line]
+        xs = [places[estimate.at] + shift for estimate in points]
+        bars = axes.errorbar(
+            xs,
+            [estimate.mean for estimate in points],
+            yerr=[estimate.sd or 0.0 for estimate in points],
+            color=look.series[i % len(look.series)],
+            marker=MARKERS[i % len(MARKERS)],
+            linestyle="-" if data.over == "k" and len(points) > 1 else "",
+            linewidth=1,
+            markersize=5,
+            capsize=2.5,
+            label=_label(line),
+        )
+        bars.lines[0].set_gid(f"{found[0].measure}-{i}" if found else None)
+        drawn.append(bars)
+    return drawn
+
+
+def _lines(data: CompareData) -> list[Line]:
+    return list(dict.fromkeys(_line_of(data, job.series, job.k) for job in data.jobs))
+
+
+def _line_of(data: CompareData, series: Series, k: int) -> Line:
+    has_several = data.over == "seed" and len({job.k for job in data.jobs}) > 1
+    return series, k if has_several else None
+
+
+def _label(line: Line) -> str:
+    series, k = line
+    return drawable(series.label if k is None else f"{series.label}, k = {k}", most=90)
+
+
+def _places(data: CompareData) -> dict[int | str, int]:
+    if data.over == "k":
+        values: list[int | str] = sorted({job.k for job in data.jobs})
+    else:
+        values = [*sorted({job.seed for job in data.jobs}), ALL_SEEDS]
+    return {value: place for place, value in enumerate(values)}
+
+
+def _notes(data: CompareData) -> list[str]:
+    told = [BARS]
+    told += [drawable(gap.sentence) for gap in data.missing[:MOST_TOLD]]
+    if len(data.missing) > MOST_TOLD:
+        told.append(f"{len(data.missing) - MOST_TOLD} more controls are missing: see the CSV.")
+    if data.left_out:
+        told.append(f"Left out, since they have not succeeded: {len(data.left_out)} jobs.")
+    return told
