@@ -7,7 +7,8 @@ import { count, duration, jobTitle, percent, when } from "/ui/format.js";
 import { poll, withQuery } from "/ui/service.js";
 
 const ROWS = 50;
-const FILTERS = ["text", "state", "kind", "owner", "model"];
+const FILTERS = ["text", "state", "kind", "owner", "model", "tag", "group_id"];
+const RARE = ["tag", "group_id"];
 const STATES = ["queued", "running", "cancelling", "succeeded", "failed", "cancelled"];
 const KINDS = ["distillation", "training", "probe"];
 
@@ -30,15 +31,18 @@ function filters(parameters, narrow) {
     kind: select([["", "any"], ...KINDS], parameters.kind ?? ""),
     owner: search({ value: parameters.owner, placeholder: "anyone" }),
     model: search({ value: parameters.model, placeholder: "any" }),
+    tag: search({ value: parameters.tag }),
+    group_id: search({ value: parameters.group_id }),
   };
   let timer;
   const wanted = () => Object.fromEntries(FILTERS.map((name) => [name, fields[name].value.trim()]));
   const later = () => (clearTimeout(timer), (timer = setTimeout(() => narrow(wanted()), 250)));
-  const labels = { text: "Text", state: "State", kind: "Kind", owner: "Owner", model: "Model" };
+  const labels = { text: "Text", state: "State", kind: "Kind", owner: "Owner", model: "Model", tag: "Tag", group_id: "Group" };
+  const offered = FILTERS.filter((name) => !RARE.includes(name) || parameters[name]);
   return h(
     "form",
     { class: "filters card", role: "search", "aria-label": "Filter jobs", oninput: later, onsubmit: (event) => event.preventDefault() },
-    FILTERS.map((name) => labelled(labels[name], fields[name])),
+    offered.map((name) => labelled(labels[name], fields[name])),
   );
 }
 

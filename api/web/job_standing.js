@@ -1,0 +1,74 @@
+// Where does a job stand? Cycle, tokens, speed, time left, and in one sentence why it waits or how it ended.
+
+import { adviceFor } from "/ui/advice.js";
+import { badge, bar, card, stat } from "/ui/components.js";
+import { fill, h, say } from "/ui/dom.js";
+import { count, duration, figure, moment, percent } from "/ui/format.js";
+
+const FINAL = new Set(["succeeded", "failed", "cancelled"]);
+const SHARE_OF_TRAINING = 0.9;
+
+export const isFinal = (job) => FINAL.has(job.state);
+
+/** The card of a job's standing; `show(job)` fills it anew where it stands. */
+export class Standing {
+  constructor() {
+    this.state = h("span", {});
+    this.why = h("p", { class: "why" });
+    this.advice = h("p", { class: "why small" });
+    this.bar = bar("Of the whole job");
+    this.stats = {
+      cycle: stat("cycle"), phase: stat("phase"), tokens: stat("tokens of this cycle"), speed: stat("tokens/s"),
+      left: stat("time left"), loss: stat("training loss"), l0: stat("L0"), variance: stat("explained variance"),
+    };
+    this.times = h("p", { class: "small" });
+    const boxes = h("div", { class: "stats" }, Object.values(this.stats));
+    const heading = h("div", { class: "tools" }, this.state, this.why);
+    this.element = card(null, h("h2", { class: "unseen" }, "Where it stands"), heading, this.advice, this.bar, boxes, this.times);
+  }
+
+  show(job) {
+    const { progress } = job;
+    const latest = progress.latest ?? {};
+    if (this.word !== job.state) fill(this.state, badge((this.word = job.state)));
+    say(this.why, whyOf(job));
+    say(this.advice, adviceFor(job));
+    this.bar.set(shareDone(job));
+    const { stats } = this;
+    stats.cycle.set(progress.cycle_index === null ? `${progress.n_cycles_done} of ${progress.n_cycles} done` : `${progress.cycle_index + 1} of ${progress.n_cycles}`);
+    stats.phase.set(progress.phase ?? (isFinal(job) ? "ended" : "waiting"));
+    stats.tokens.set(latest.n_tokens === undefined ? null : `${count(latest.n_tokens)} / ${count(latest.n_tokens_total)}`);
+    stats.speed.set(count(latest.tokens_per_s));
+    stats.left.set(isFinal(job) ? "none" : duration(progress.time_left_s));
+    stats.loss.set(figure(latest.loss));
+    stats.l0.set(figure(latest.l0));
+    stats.variance.set(percent(latest.explained_variance));
+    say(this.times, timesOf(job));
+  }
+}
+
+function whyOf(job) {
+  if (job.error?.message && !job.state_reason) return job.error.message;
+  if (job.state_reason) return job.state_reason;
+  if (job.state === "succeeded") return "Every cycle is done.";
+  if (job.state === "cancelled") return "It was cancelled.";
+  return job.state === "running" ? "It runs." : "";
+}
+
+function shareDone({ state, progress }) {
+  if (state === "succeeded") return 1;
+  const { latest, phase, n_cycles, n_cycles_done } = progress;
+  const isTraining = phase === "training" && latest?.n_steps > 0;
+  const isAfter = phase === "attributing" || phase === "evaluating" || phase === "uploading";
+  const ofCycle = isTraining ? SHARE_OF_TRAINING * (latest.step / latest.n_steps) : isAfter ? SHARE_OF_TRAINING : 0;
+  return n_cycles ? (n_cycles_done + ofCycle) / n_cycles : 0;
+}
+
+function timesOf(job) {
+  const parts = [`Submitted ${moment(job.created_at)}`];
+  if (job.started_at) parts.push(`begun ${moment(job.started_at)}`);
+  if (job.finished_at) parts.push(`ended ${moment(job.finished_at)}`);
+  if (job.run > 1) parts.push(`run ${job.run}`);
+  if (job.expires_at) parts.push(`deleted after ${moment(job.expires_at)}`);
+  return `${parts.join(" · ")}.`;
+}

@@ -1,0 +1,73 @@
+// One job: where it stands, its cycles, curves, events, settings and files, live; and what can be done about it.
+
+import { card, failure, pageHead, tabs } from "/ui/components.js";
+import { fill, h, say } from "/ui/dom.js";
+import { jobTitle } from "/ui/format.js";
+import { Actions } from "/ui/job_actions.js";
+import { configPanel } from "/ui/job_config.js";
+import { Curves } from "/ui/job_curves.js";
+import { Cycles } from "/ui/job_cycles.js";
+import { Events } from "/ui/job_events.js";
+import { filesPanel, outputPanel } from "/ui/job_files.js";
+import { Standing } from "/ui/job_standing.js";
+import { get, watchJob } from "/ui/service.js";
+
+export async function show(root, { id }, signal) {
+  const actions = new Actions(id, signal);
+  const head = pageHead("Job", ...actions.buttons);
+  const about = h("p", { class: "about" });
+  const parts = {
+    standing: new Standing(), cycles: new Cycles(), curves: new Curves(id, signal), events: new Events(id, signal),
+  };
+  const more = card("More");
+  fill(root, head, about, actions.refusal, parts.standing.element, parts.cycles.element, parts.curves.element, more);
+  let seen = null;
+  await watchJob(id, { signal }, async (job) => {
+    name(head, about, job);
+    actions.show(job);
+    parts.standing.show(job);
+    if (seen === null) fill(more, h("h2", { class: "unseen" }, "More"), panels(job, parts.events, signal));
+    await Promise.all([showCycles(job, parts, seen, signal), parts.events.show()]);
+    seen = job;
+  });
+}
+
+function name(head, about, job) {
+  say(head.querySelector("h1"), jobTitle(job));
+  document.title = `${jobTitle(job)} · DMSAE`;
+  const tags = job.tags.map((tag) => [" ", h("a", { class: "tag", href: `#/jobs?${new URLSearchParams({ tag })}` }, tag)]);
+  fill(about, `A ${job.kind} of ${job.owner}`, job.model ? `, over ${job.model}` : "", `, priority ${job.priority}`, tags);
+}
+
+function panels(job, events, signal) {
+  return tabs("About this job", [
+    { name: "Events", make: () => events.element },
+    { name: "Config", make: () => configPanel(job) },
+    { name: "Files", make: () => filesPanel(job.id, signal) },
+    { name: "Output", make: () => outputPanel(job.id, signal) },
+  ]);
+}
+
+/** Show cycles and curves; the list of cycles is asked for when a cycle moved on, not with every step. */
+async function showCycles(job, { cycles, curves }, seen, signal) {
+  const path = job.links.cycles;
+  if (!path) {
+    cycles.element.hidden = curves.element.hidden = true;
+    return;
+  }
+  try {
+    await curves.show(job);
+    if (!cycles.known || moved(job, seen)) cycles.known = (await get(path, { signal })).items;
+    cycles.show(job, cycles.known, (index) => curves.lastLoss(index));
+  } catch (error) {
+    if (signal.aborted) throw error;
+    fill(cycles.place, failure(error));
+    cycles.cells = null;
+  }
+}
+
+function moved(job, seen) {
+  const marks = ({ state, run, progress }) =>
+    [state, run, progress.n_cycles_done, progress.cycle_index, progress.attempt_number].join();
+  return seen === null || marks(job) !== marks(seen);
+}
