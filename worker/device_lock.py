@@ -15,7 +15,8 @@ from typing import Any
 
 import structlog
 
-from worker.processes import ProcessMark, kill_group, mark_process
+from dmsae.service.process_marks import ProcessMark
+from worker.processes import kill_group
 
 log = structlog.get_logger()
 
@@ -28,12 +29,12 @@ class DeviceLock:
 
     def __init__(self, fd: int) -> None:
         self.fd = fd
-        self._supervisor = mark_process(os.getpid())
+        self._supervisor = ProcessMark.of(os.getpid())
         self._write(None)
 
     def name_trainer(self, pid: int) -> None:
         """Write down which process leads the group that now uses the device."""
-        self._write(mark_process(pid))
+        self._write(ProcessMark.of(pid))
 
     def release(self) -> None:
         """Free the device for whoever is next; only once the trainer's group is gone."""
@@ -76,7 +77,7 @@ def _clear_leftover(fd: int, device: str, *, kill_grace_s: float) -> bool:
     """Kill the group that a dead supervisor left and take the lock; false if a living one holds it."""
     marks = _read_marks(fd)
     supervisor, trainer = marks.get("supervisor"), marks.get("trainer")
-    if supervisor is None or supervisor.is_alive():
+    if supervisor is None or supervisor.find() is not None:
         return False
     if trainer is not None and not trainer.is_reused():
         log.warning("leftover_trainer_killed", device=device, pid=trainer.pid)

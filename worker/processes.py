@@ -6,52 +6,10 @@ A trainer leads a session of its own. Whoever stays in its session or group coun
 import os
 import signal
 import time
-from dataclasses import asdict, dataclass
-from typing import Any
 
 import psutil
 
-START_TOLERANCE_S = 1.0
-"""Start times of one process may differ by so much between readings."""
-
 POLL_S = 0.05
-
-
-@dataclass(frozen=True)
-class ProcessMark:
-    """One process, told from a later one of the same number by when it started."""
-
-    pid: int
-    start_time: float
-
-    def as_json(self) -> dict[str, Any]:
-        """Give the mark as it stands in a lock file."""
-        return asdict(self)
-
-    def is_alive(self) -> bool:
-        """Whether this very process runs."""
-        try:
-            process = psutil.Process(self.pid)
-            is_same = abs(process.create_time() - self.start_time) < START_TOLERANCE_S
-            return is_same and process.status() != psutil.STATUS_ZOMBIE
-        except psutil.Error:
-            return False
-
-    def is_reused(self) -> bool:
-        """Whether its number names another process by now."""
-        try:
-            started = psutil.Process(self.pid).create_time()
-        except psutil.Error:
-            return False
-        return abs(started - self.start_time) >= START_TOLERANCE_S
-
-
-def mark_process(pid: int) -> ProcessMark | None:
-    """Mark a running process; None if there is none."""
-    try:
-        return ProcessMark(pid, psutil.Process(pid).create_time())
-    except psutil.Error:
-        return None
 
 
 def group_members(leader: int) -> list[int]:

@@ -13,41 +13,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import psutil
-
 from dmsae.errors import Unavailable
 from dmsae.local import launch
 from dmsae.service.logs import redact
+from dmsae.service.process_marks import ProcessMark
 
 POLL_S = 0.05
 KEPT_VARIABLES = ("PATH", "HOME", "LANG", "LC_ALL", "TZ", "TMPDIR", "LD_LIBRARY_PATH", "SSL_CERT_FILE")
 """What a child sees of the caller's environment besides what it is given."""
-
-
-@dataclass(frozen=True)
-class Identity:
-    """A process for good: pids are used again, but not with the same start time."""
-
-    pid: int
-    started_at: float
-
-    @classmethod
-    def of(cls, pid: int) -> "Identity":
-        """Name the process that has this pid now.
-
-        Raises:
-            psutil.NoSuchProcess: there is none.
-        """
-        return cls(pid, psutil.Process(pid).create_time())
-
-    def find(self) -> psutil.Process | None:
-        """Find the process if it still runs; a zombie does not."""
-        try:
-            process = psutil.Process(self.pid)
-            is_same = abs(process.create_time() - self.started_at) < 0.05
-            return process if is_same and process.status() != psutil.STATUS_ZOMBIE else None
-        except psutil.NoSuchProcess:
-            return None
 
 
 @dataclass(frozen=True)
@@ -78,7 +51,7 @@ class Child:
     def __init__(self, program: Program) -> None:
         self.program = program
         self.process: subprocess.Popen[bytes] | None = None
-        self.identity: Identity | None = None
+        self.mark: ProcessMark | None = None
         self._log_start = 0
         self._is_asked = False
 
@@ -125,7 +98,7 @@ class Child:
                 env={**environment, **program.env},
                 start_new_session=True,
             )
-        self.identity, self._is_asked = Identity.of(self.process.pid), False
+        self.mark, self._is_asked = ProcessMark.of(self.process.pid), False
 
     def wait_ready(self, timeout_s: float = 30.0) -> None:
         """Wait until it answers.

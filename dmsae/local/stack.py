@@ -13,10 +13,11 @@ from dmsae.errors import Conflict, Unavailable
 from dmsae.local import environment, ports, postgres, programs, seaweedfs, state, valkey
 from dmsae.local.passwords import Passwords, load_or_generate
 from dmsae.local.paths import DataFolder
-from dmsae.local.processes import Child, Identity, Program
+from dmsae.local.processes import Child, Program
 from dmsae.local.services import Service, Services, choose_ports, services_in, start_service
 from dmsae.service.migrating import migrate
 from dmsae.service.objects import ObjectStore
+from dmsae.service.process_marks import ProcessMark
 from dmsae.service.settings import settings_from
 
 API_PORT = 8000
@@ -53,7 +54,7 @@ class Stack:
         self._n_workers = n_workers
         self._names = environment.embedded_names(os.environ)
         self._watched: list[Watched] = []
-        self._run = state.Run(supervisor=Identity.of(os.getpid()))
+        self._run = state.Run(supervisor=ProcessMark.of(os.getpid()))
         self._services: Services | None = None
         self.env: dict[str, str] = {}
 
@@ -209,8 +210,8 @@ class Stack:
 
     def _note(self, child: Child) -> None:
         """Write down who runs, so that whoever comes after a kill -9 knows what is ours."""
-        if child.identity is not None:
-            self._run.children[child.name] = child.identity
+        if child.mark is not None:
+            self._run.children[child.name] = child.mark
             self._run.write(self._folder)
 
     def _look_after(self, watched: Watched) -> None:

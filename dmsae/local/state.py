@@ -15,7 +15,7 @@ import psutil
 from dmsae.errors import Conflict
 from dmsae.local.passwords import write_private
 from dmsae.local.paths import DataFolder
-from dmsae.local.processes import Identity
+from dmsae.service.process_marks import ProcessMark
 
 LEFTOVER_PATIENCE_S = 10.0
 
@@ -24,10 +24,10 @@ LEFTOVER_PATIENCE_S = 10.0
 class Run:
     """One run of a stack, as it stands in `run.json`."""
 
-    supervisor: Identity
+    supervisor: ProcessMark
     url: str | None = None
     is_ready: bool = False
-    children: dict[str, Identity] = field(default_factory=dict)
+    children: dict[str, ProcessMark] = field(default_factory=dict)
 
     def write(self, folder: DataFolder) -> None:
         """Store it."""
@@ -39,10 +39,10 @@ def read_run(folder: DataFolder) -> Run | None:
     try:
         content = json.loads(folder.run_file.read_text())
         return Run(
-            supervisor=Identity(**content["supervisor"]),
+            supervisor=ProcessMark(**content["supervisor"]),
             url=content["url"],
             is_ready=content["is_ready"],
-            children={name: Identity(**child) for name, child in content["children"].items()},
+            children={name: ProcessMark(**child) for name, child in content["children"].items()},
         )
     except (OSError, ValueError, TypeError, KeyError, AttributeError):
         return None

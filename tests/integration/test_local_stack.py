@@ -11,7 +11,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 
 import httpx
@@ -22,9 +22,9 @@ import pytest
 from dmsae.local import daemon, ports
 from dmsae.local.passwords import Passwords
 from dmsae.local.paths import DataFolder
-from dmsae.local.processes import Identity
 from dmsae.local.state import Run, end_leftovers, read_run
 from dmsae.service.objects import ObjectStore
+from dmsae.service.process_marks import ProcessMark
 from dmsae.service.settings import Settings
 
 SERVICES = {"postgres", "valkey", "s3"}
@@ -201,9 +201,9 @@ def test_leftovers_are_ended_only_if_they_are_ours(tmp_path: Path) -> None:
         subprocess.Popen(sleep, start_new_session=True) as ours,
         subprocess.Popen(sleep, start_new_session=True) as stranger,
     ):
-        later = Identity(stranger.pid, Identity.of(stranger.pid).started_at - 100)
-        children = {"ours": Identity.of(ours.pid), "stranger": later}
-        Run(Identity(ours.pid, 0.0), children=children).write(folder)
+        later = replace(ProcessMark.of(stranger.pid), started_s=-100.0)
+        children = {"ours": ProcessMark.of(ours.pid), "stranger": later}
+        Run(ProcessMark(ours.pid, 0.0), children=children).write(folder)
 
         assert end_leftovers(folder) == ["ours"]
 

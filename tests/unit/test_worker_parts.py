@@ -3,22 +3,25 @@
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from dmsae.errors import CycleFailed
 from dmsae.service.leases import ExpiredLease
 from dmsae.service.lineage_rows import check_lineage
+from dmsae.service.process_marks import ProcessMark
 from dmsae.service.results import Lineage
 from dmsae.service.states import Held
 from dmsae.service.workers import identify_worker
 from tests.planting import make_lineage
 from worker.__main__ import celery_arguments
 from worker.device_lock import hold_device
-from worker.processes import ProcessMark, group_members, kill_group, mark_process
+from worker.processes import group_members, kill_group
 from worker.sweeper import Watch
 from worker.trainer import describe_exit, trainer_environment
 from worker.work_folder import check_paths
@@ -135,13 +138,21 @@ def test_an_exit_is_told_in_words() -> None:
 
 
 def test_a_process_is_told_from_a_later_one_of_the_same_number() -> None:
-    mine = mark_process(os.getpid())
-    assert mine is not None
-    assert mine.is_alive()
-    other = ProcessMark(mine.pid, mine.start_time - 100)
-    assert not other.is_alive()
-    assert other.is_reused()
+    mine = ProcessMark.of(os.getpid())
+    assert mine.find() is not None
     assert not mine.is_reused()
+    for other in (replace(mine, started_s=mine.started_s - 100), replace(mine, boot_id="an earlier boot")):
+        assert other.find() is None
+        assert other.is_reused()
+
+
+def test_a_process_is_known_again_though_the_clock_was_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    mine, booted_at = ProcessMark.of(os.getpid()), psutil.boot_time()
+    created_at = psutil.Process().create_time()
+    monkeypatch.setattr("psutil._psplatform.boot_time", lambda: booted_at + 3600)
+    assert psutil.Process().create_time() == pytest.approx(created_at + 3600)
+    assert mine.find() is not None
+    assert ProcessMark.of(os.getpid()) == mine
 
 
 def test_killing_a_group_reaches_members_that_left_the_group_but_not_the_session() -> None:
