@@ -9,17 +9,24 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from dmsae.commands.options import DEFAULT_DATA, NAMED_PROFILE, AsJson, Data, Key, in_database, tell
+from dmsae.commands.options import (
+    DEFAULT_DATA,
+    Api,
+    AsJson,
+    Data,
+    Key,
+    connect,
+    in_database,
+    is_over_http,
+    over_http,
+    tell,
+)
 
 keys_app = typer.Typer(
     help="API keys of owners: in the database (the first key, say), or over HTTP with --url or --profile.",
     no_args_is_help=True,
 )
 
-Api = Annotated[
-    str | None,
-    typer.Option("--url", envvar="DMSAE_URL", help="The API to ask; default: the database itself."),
-]
 COLUMNS = ("id", "owner", "name", "role", "prefix", "state", "created", "expires", "last used")
 
 
@@ -37,9 +44,9 @@ def create_key(
     data: Data = DEFAULT_DATA,
 ) -> None:
     """Make a key and show it, once: only its hash is stored."""
-    if _is_over_http(url):
+    if is_over_http(url):
         body = {"owner": owner, "name": name, "role": role, "expires_in_days": expires_days}
-        answer = _over_http(url, key, "POST", "/keys", body=body)
+        answer = over_http(url, key, "POST", "/keys", body=body)
         tell(as_json, f"{answer['id']}\n{answer['key']}", answer)
         return
     from dmsae.service import keys
@@ -55,7 +62,7 @@ def create_key(
 @keys_app.command("list")
 def list_keys(url: Api = None, key: Key = None, as_json: AsJson = False, data: Data = DEFAULT_DATA) -> None:
     """List keys; the keys themselves are stored nowhere."""
-    rows = _answered_keys(url, key) if _is_over_http(url) else _stored_keys(data)
+    rows = _answered_keys(url, key) if is_over_http(url) else _stored_keys(data)
     if as_json:
         names = [name.replace(" ", "_") for name in COLUMNS]
         for row in rows:
@@ -76,17 +83,13 @@ def revoke_key(
     data: Data = DEFAULT_DATA,
 ) -> None:
     """End a key's validity now."""
-    if _is_over_http(url):
-        _over_http(url, key, "DELETE", f"/keys/{key_id}")
+    if is_over_http(url):
+        over_http(url, key, "DELETE", f"/keys/{key_id}")
     else:
         from dmsae.service import keys
 
         in_database(data, lambda session: keys.revoke_key(session, key_id))
     tell(as_json, f"{key_id} is revoked.", {"id": key_id, "state": "revoked"})
-
-
-def _is_over_http(url: str | None) -> bool:
-    return url is not None or NAMED_PROFILE.get() is not None
 
 
 def _stored_keys(data: Path) -> list[list[str]]:
@@ -104,21 +107,12 @@ def _stored_keys(data: Path) -> list[list[str]]:
 
 
 def _answered_keys(url: str | None, key: str | None) -> list[list[str]]:
-    from dmsae.client.client import Client
-
-    with Client(url, key, profile=NAMED_PROFILE.get()) as client:
+    with connect(url, key, DEFAULT_DATA) as client:
         return [
             [found[name] for name in ("id", "owner", "name", "role", "prefix", "state")]
             + [_moment(found[name]) for name in ("created_at", "expires_at", "last_used_at")]
             for found in client.pages("/keys")
         ]
-
-
-def _over_http(url: str | None, key: str | None, method: str, path: str, **more: Any) -> dict[str, Any]:
-    from dmsae.client.client import Client
-
-    with Client(url, key, profile=NAMED_PROFILE.get()) as client:
-        return client.request(method, path, **more)
 
 
 def _moment(time: str | None) -> str:

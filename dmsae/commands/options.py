@@ -21,6 +21,11 @@ Url = Annotated[
     str | None,
     typer.Option("--url", envvar="DMSAE_URL", help="The API; default: the local stack's, or a profile's."),
 ]
+Api = Annotated[
+    str | None,
+    typer.Option("--url", envvar="DMSAE_URL", help="The API to ask; default: the database itself."),
+]
+"""For what works in the database as well, where no API is named."""
 Key = Annotated[
     str | None, typer.Option("--key", envvar="DMSAE_API_KEY", help="API key.", show_default=False)
 ]
@@ -46,6 +51,22 @@ def database_url(data: Path) -> str:
     from dmsae.local import daemon
 
     return daemon.stack_environment(data)["DMSAE_DATABASE_URL"]
+
+
+def is_over_http(url: str | None) -> bool:
+    """Whether an API is named to do it, rather than the database."""
+    return url is not None or NAMED_PROFILE.get() is not None
+
+
+def over_http(url: str | None, key: str | None, method: str, path: str, **more: Any) -> dict[str, Any]:
+    """Ask the API that is named, and give its answer.
+
+    Raises:
+        DmsaeError: it refuses, or does not answer.
+    """
+    with connect(url, key, DEFAULT_DATA) as client:
+        answer: dict[str, Any] = client.request(method, path, **more)
+        return answer
 
 
 def connect(url: str | None, key: str | None, data: Path) -> "Client":

@@ -1,13 +1,26 @@
-"""`dmsae owners`: what each owner may have, straight in the database, for those who run it."""
+"""`dmsae owners`: what each owner may have, in the database or, where an API is named, over HTTP."""
 
-from typing import Annotated
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
 
 import typer
 
-from dmsae.commands.options import DEFAULT_DATA, AsJson, Data, in_database, tell
+from dmsae.commands.options import (
+    DEFAULT_DATA,
+    Api,
+    AsJson,
+    Data,
+    Key,
+    in_database,
+    is_over_http,
+    over_http,
+    tell,
+)
 
 owners_app = typer.Typer(help="Owners of jobs.", no_args_is_help=True)
 
+LIMITS = ("weight", "max_running", "max_queued", "high_quota_s")
 LIMIT = "a negative number takes the limit away."
 
 
@@ -46,16 +59,30 @@ def set_owner(
         float | None,
         typer.Option("--high-quota-s", help=f"Device-seconds at high priority in 24 hours; {LIMIT}"),
     ] = None,
+    url: Api = None,
+    key: Key = None,
     as_json: AsJson = False,
     data: Data = DEFAULT_DATA,
 ) -> None:
     """Say how much of the devices an owner may have; what is not named stays as it is."""
+    given = dict(zip(LIMITS, (weight, max_running, max_queued, high_quota_s), strict=True))
+    now = _set_over_http(url, key, owner, given) if is_over_http(url) else _set_stored(data, owner, given)
+    names = (("weight", "weight"), ("max running", "max_running"), ("max queued", "max_queued"))
+    told = ", ".join(f"{said} {'none' if now[name] is None else f'{now[name]:g}'}" for said, name in names)
+    quota = "the default" if now["high_quota_s"] is None else f"{now['high_quota_s']:g} s"
+    tell(as_json, f"{owner}: {told}, high priority for {quota}.", {"owner": owner, **now})
+
+
+def _set_stored(data: Path, owner: str, given: Mapping[str, Any]) -> dict[str, Any]:
     from dmsae.service.queue_control import OwnerChanges, set_owner
 
-    changes = OwnerChanges(weight, max_running, max_queued, high_quota_s)
-    now = in_database(data, lambda session: set_owner(session, owner, changes))
-    limits = (("weight", now.weight), ("max running", now.max_running), ("max queued", now.max_queued))
-    told = ", ".join(f"{name} {'none' if value is None else f'{value:g}'}" for name, value in limits)
-    quota = "the default" if now.high_quota_s is None else f"{now.high_quota_s:g} s"
-    facts = {name: getattr(now, name) for name in ("weight", "max_running", "max_queued", "high_quota_s")}
-    tell(as_json, f"{owner}: {told}, high priority for {quota}.", {"owner": owner, **facts})
+    now = in_database(data, lambda session: set_owner(session, owner, OwnerChanges(**given)))
+    return {name: getattr(now, name) for name in LIMITS}
+
+
+def _set_over_http(url: str | None, key: str | None, owner: str, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Set them; a limit that is to go is null there."""
+    named = {name: value for name, value in given.items() if value is not None}
+    body = {name: value if name == "weight" or value >= 0 else None for name, value in named.items()}
+    now = over_http(url, key, "PATCH", f"/admin/owners/{owner}", body=body)
+    return {name: now[name] for name in LIMITS}

@@ -11,7 +11,7 @@ from sqlalchemy import update
 from typer.testing import CliRunner
 
 from dmsae import cli
-from dmsae.errors import Conflict, InvalidConfig, NotFound
+from dmsae.errors import Conflict, DmsaeError, InvalidConfig, NotFound
 from dmsae.service.claims import QueueRules
 from dmsae.service.database import Database
 from dmsae.service.queue_snapshots import take_snapshots
@@ -178,3 +178,24 @@ def test_a_job_that_has_ended_is_neither_held_nor_moved(api: httpx.Client, comma
     for arguments in (("hold", job_id), ("release", job_id), ("priority", job_id, "high")):
         with pytest.raises(Conflict):
             command("queue", *arguments)
+
+
+def test_the_same_commands_work_over_http_for_administrators(api: httpx.Client, command: Any) -> None:
+    job_id, there = submit(api), ("--url", str(api.base_url))
+    command("queue", "pause", "--reason", "power cut at noon", *there)
+    assert api.get("/queue").json()["pause_reason"] == "power cut at noon"
+    assert "goes on" in command("queue", "resume", *there)
+    assert "was not paused" in command("queue", "resume", *there)
+    command("queue", "hold", job_id, *there)
+    assert api.get(f"/jobs/{job_id}").json()["held"] is True
+    command("queue", "release", job_id, *there)
+    command("queue", "priority", job_id, "high", *there)
+    job = api.get(f"/jobs/{job_id}").json()
+    assert (job["held"], job["priority"]) == (False, "high")
+    assert "weight 3, max running 2" in command(
+        "owners", "set", "local", "--weight", "3", "--max-running", "2", *there
+    )
+    assert "max running none" in command("owners", "set", "local", "--max-running", "-1", *there)
+    for refused in (("queue", "hold", "nobody"), ("owners", "set", "local", "--weight", "0")):
+        with pytest.raises(DmsaeError):
+            command(*refused, *there)
