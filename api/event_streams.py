@@ -8,6 +8,7 @@ import contextlib
 import time
 from collections.abc import AsyncIterator, Awaitable
 from contextlib import AbstractContextManager
+from functools import lru_cache
 from typing import TypeVar
 
 from starlette.responses import Response
@@ -54,23 +55,24 @@ class EventStream(Response):
     async def _send_all(self, watcher: Watcher, send: Send) -> None:
         """Send until nothing more comes; a client that takes nothing has its connection closed, unended."""
         with contextlib.suppress(TimeoutError, OSError):
-            async for text in told(watcher):
-                message = {"type": "http.response.body", "body": text.encode(), "more_body": True}
-                await asyncio.wait_for(send(message), SEND_TIMEOUT_S)
-            await asyncio.wait_for(send({"type": "http.response.body", "body": b""}), SEND_TIMEOUT_S)
+            async for piece in told(watcher):
+                async with asyncio.timeout(SEND_TIMEOUT_S):
+                    await send({"type": "http.response.body", "body": piece, "more_body": True})
+            async with asyncio.timeout(SEND_TIMEOUT_S):
+                await send({"type": "http.response.body", "body": b""})
 
 
-async def told(watcher: Watcher) -> AsyncIterator[str]:
+async def told(watcher: Watcher) -> AsyncIterator[bytes]:
     """Give the pieces of a stream."""
     ends_at = time.monotonic() + LONGEST_S
-    yield f"retry: {RETRY_MS}\n\n"
+    yield f"retry: {RETRY_MS}\n\n".encode()
     while not (watcher.has_all or watcher.is_closed) and time.monotonic() < ends_at:
         seen = watcher.head
         events = await watcher.wait(KEEP_ALIVE_S)
         if events:
-            yield "".join(map(_framed, events))
+            yield b"".join(map(_framed, events))
         elif seen == watcher.head:
-            yield ": still here\n\n"
+            yield b": still here\n\n"
 
 
 async def until_gone(receive: Receive, doing: Awaitable[Result]) -> Result | None:
@@ -91,6 +93,8 @@ async def _gone(receive: Receive) -> None:
         pass
 
 
-def _framed(event: ToldEvent) -> str:
+@lru_cache(maxsize=1024)
+def _framed(event: ToldEvent) -> bytes:
+    """Put an event into words, once for all streams that the hub hands it to."""
     shown = EventOut.model_validate(event).model_dump_json()
-    return f"id: {event.seq}\ndata: {shown}\n\n"
+    return f"id: {event.seq}\ndata: {shown}\n\n".encode()

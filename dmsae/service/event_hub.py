@@ -1,10 +1,11 @@
 """Who is watching which job, and what is new to them? One hub in each process of the API.
 
 A single thread looks for all watchers at once: one batched SELECT a second, sooner where Postgres hints at
-news (LISTEN), and a second one where there are events to hand out. No watcher holds a connection, a thread or
-a transaction. A number is drawn under the lock of its job's row, so events commit in their order, and a
-watcher's place is the last number that it was handed: whatever hint is lost, nothing is told twice or not at
-all.
+news of a job that is watched (LISTEN), and a second one where there are events to hand out. What it found
+goes to the event loop in one call, and a watcher without news is left alone. No watcher holds a connection, a
+thread or a transaction. A number is drawn under the lock of its job's row, so events commit in their order,
+and a watcher's place is the last number that it was handed: whatever hint is lost, nothing is told twice or
+not at all.
 """
 
 import asyncio
@@ -15,7 +16,7 @@ import threading
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from typing import cast
+from typing import NamedTuple, cast
 
 import psycopg
 import structlog
@@ -45,7 +46,7 @@ class Watcher:
         self.handed_to = after
         """The hub's: the last number that it handed over."""
         self._ask = ask
-        self._loop = asyncio.get_running_loop()
+        self.loop = asyncio.get_running_loop()
         self._news = asyncio.Event()
         self._events: list[ToldEvent] = []
         self.is_closed = False
@@ -65,7 +66,8 @@ class Watcher:
     async def wait(self, timeout_s: float) -> list[ToldEvent]:
         """Wait for news and take the events among them; none if only the job changed, or the time is over."""
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._news.wait(), timeout_s)
+            async with asyncio.timeout(timeout_s):
+                await self._news.wait()
         self._news.clear()
         events, self._events = self._events, []
         if events:
@@ -75,20 +77,14 @@ class Watcher:
                 self._ask()
         return events
 
-    def hand(self, head: Head, events: Sequence[ToldEvent]) -> None:
-        """Bring news from the hub's thread; a loop that has ended needs none."""
-        if events:
-            self.handed_to = events[-1].seq
-        with contextlib.suppress(RuntimeError):
-            self._loop.call_soon_threadsafe(self._take, head, events)
-
     def close(self) -> None:
         """Say from any thread that nothing more will come."""
         self.is_closed = True
         with contextlib.suppress(RuntimeError):
-            self._loop.call_soon_threadsafe(self._news.set)
+            self.loop.call_soon_threadsafe(self._news.set)
 
-    def _take(self, head: Head, events: Sequence[ToldEvent]) -> None:
+    def take(self, head: Head, events: Sequence[ToldEvent]) -> None:
+        """Take what the hub found, in the loop."""
         is_new = head != self.head
         self.head = head
         self._events += events
@@ -104,6 +100,8 @@ class EventHub:
         self._most, self._most_per_owner = most, most_per_owner
         self._lock = threading.Lock()
         self._watchers: set[Watcher] = set()
+        self._by_job: dict[str, list[Watcher]] = {}
+        """As they were at the last look."""
         self._per_owner: Counter[str] = Counter()
         self._thread: threading.Thread | None = None
         self._stopping = threading.Event()
@@ -195,9 +193,12 @@ class EventHub:
                 log.error("event_hub_crashed", error=type(error).__name__)
                 is_away = True
                 ears.drop()
-            ears.listen(LOOK_EVERY_S, is_deaf=is_away)
+            ears.listen(LOOK_EVERY_S, is_deaf=is_away, is_watched=self._is_watched)
             self._stopping.wait(max(0.0, began + LOOK_AT_MOST_EVERY_S - time.monotonic()))
         ears.close()
+
+    def _is_watched(self, job_id: str) -> bool:
+        return job_id in self._by_job
 
     def _look(self, ears: "_Ears") -> None:
         """Look once for all watchers.
@@ -205,10 +206,11 @@ class EventHub:
         Raises:
             Unavailable: Postgres does not answer.
         """
+        by_job: dict[str, list[Watcher]] = defaultdict(list)
         with self._lock:
-            by_job: dict[str, list[Watcher]] = defaultdict(list)
             for watcher in self._watchers:
                 by_job[watcher.job_id].append(watcher)
+        self._by_job = by_job
         if not by_job:
             return
         with translated_errors():
@@ -220,11 +222,28 @@ class EventHub:
                 if watcher.has_room and watcher.handed_to < heads[watcher.job_id].event_seq
             }
             found = read_events(connection, behind, limit=BUFFERED) if behind else {}
+        handed: dict[asyncio.AbstractEventLoop, list[_News]] = defaultdict(list)
         for job_id, watchers in by_job.items():
             for watcher in watchers:
-                events = found.get((job_id, watcher.handed_to), []) if watcher.has_room else []
+                events = found.get((job_id, watcher.handed_to), ()) if watcher.has_room else ()
+                if events:
+                    watcher.handed_to = events[-1].seq
                 if events or heads[job_id] != watcher.head:
-                    watcher.hand(heads[job_id], events)
+                    handed[watcher.loop].append(_News(watcher, heads[job_id], events))
+        for loop, news in handed.items():
+            with contextlib.suppress(RuntimeError):  # a loop that has ended needs none
+                loop.call_soon_threadsafe(_hand_out, news)
+
+
+class _News(NamedTuple):
+    watcher: Watcher
+    head: Head
+    events: Sequence[ToldEvent]
+
+
+def _hand_out(news: Sequence[_News]) -> None:
+    for watcher, head, events in news:
+        watcher.take(head, events)
 
 
 class _Ears:
@@ -261,20 +280,35 @@ class _Ears:
             self._connection.close()
             self._connection = None
 
-    def listen(self, timeout_s: float, *, is_deaf: bool) -> None:
-        """Sleep until Postgres or `wake` says that there may be news; a deaf one sleeps it out."""
+    def listen(self, timeout_s: float, *, is_deaf: bool, is_watched: Callable[[str], bool]) -> None:
+        """Sleep until Postgres or `wake` hints at news of what is watched; a deaf one sleeps it out."""
+        ends_at = time.monotonic() + timeout_s
         with selectors.DefaultSelector() as selector:
             selector.register(self._called, selectors.EVENT_READ)
             if self._driver is not None and not self._driver.closed:
                 selector.register(self._driver.fileno(), selectors.EVENT_READ)
-            selector.select(timeout_s)
-        with contextlib.suppress(BlockingIOError):
-            self._called.recv(4096)
+            while not self._has_heard(is_watched) and (left_s := ends_at - time.monotonic()) > 0:
+                selector.select(left_s)
+                if self._was_called() or is_deaf:
+                    break
         if is_deaf:
             time.sleep(LOOK_AT_MOST_EVERY_S)
-        elif self._driver is not None and not self._driver.closed:
-            with contextlib.suppress(psycopg.Error):
-                list(self._driver.notifies(timeout=0))
+
+    def _was_called(self) -> bool:
+        try:
+            return bool(self._called.recv(4096))
+        except BlockingIOError:
+            return False
+
+    def _has_heard(self, is_watched: Callable[[str], bool]) -> bool:
+        """Take all hints, and tell whether one is of use; a connection that broke is found out by a look."""
+        if self._driver is None or self._driver.closed:
+            return False
+        try:
+            hints = list(self._driver.notifies(timeout=0))
+        except psycopg.Error:
+            return True
+        return any(is_watched(hint.payload) for hint in hints)
 
     def close(self) -> None:
         """Close the connection and both ends of the call."""

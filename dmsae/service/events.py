@@ -5,7 +5,8 @@ also locks it: events of one job can never commit out of order. With it goes a h
 """
 
 from collections import defaultdict
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, fields
 from datetime import datetime
 from typing import Any, NamedTuple
 
@@ -18,9 +19,13 @@ from dmsae.service.tables import FINAL_JOB_STATES, Event, Job
 EVENTS_CHANNEL = "dmsae_events"
 """Of Postgres' NOTIFY: a hint that a job has news, its id; nothing depends on its arrival."""
 
+FIRST_EVENT = {"event_seq": 1, "version": 2}
+"""A job as it is stored together with its first event, by `begin_histories`."""
 
-class ToldEvent(NamedTuple):
-    """An event as it is told to whoever watches."""
+
+@dataclass(frozen=True, eq=False)
+class ToldEvent:
+    """An event as it is told to whoever watches: one object for all, so that it is put into words once."""
 
     seq: int
     kind: str
@@ -83,6 +88,19 @@ def append_event(
     return seq
 
 
+def begin_histories(session: Session, told: Mapping[str, tuple[str, str, dict[str, Any]]]) -> None:
+    """Write the first event of jobs that this very transaction stores: for each its kind, message and data.
+
+    Each has drawn its number already (`FIRST_EVENT`), and nobody can watch it yet, so nobody gets a hint.
+    """
+    names = ("kind", "message", "data")
+    rows = [
+        {"job_id": job_id, "seq": FIRST_EVENT["event_seq"], **dict(zip(names, event, strict=True))}
+        for job_id, event in told.items()
+    ]
+    session.connection().execute(insert(Event), rows)
+
+
 def read_heads(connection: Connection, job_ids: Collection[str]) -> dict[str, Head]:
     """Give the heads of jobs; one that is not there, or was deleted, is `GONE`."""
     columns = (Job.id, Job.version, Job.event_seq, Job.state)
@@ -105,7 +123,7 @@ def read_events(
         .table_valued("job_id", "number")
         .render_derived(name="place")
     )
-    columns = [getattr(Event, name) for name in ToldEvent._fields]
+    columns = [getattr(Event, field.name) for field in fields(ToldEvent)]
     behind = (
         select(*columns)
         .where(Event.job_id == place.c.job_id, Event.seq > place.c.number)

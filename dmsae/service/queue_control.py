@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from sqlalchemy import delete, func, select, update
+from sqlalchemy import bindparam, delete, func, select, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
@@ -16,6 +16,7 @@ from dmsae.service.tables import FINAL_JOB_STATES, Cycle, Job, Owner
 
 LARGEST = 1_000_000
 LARGEST_QUOTA_S = 1e9
+ROOM = select(Owner.name, Owner.max_queued).where(Owner.id == bindparam("owner_id"))
 
 
 @dataclass(frozen=True)
@@ -114,15 +115,17 @@ def set_owner(session: Session, name: str, changes: OwnerChanges) -> Owner:
     return session.get_one(Owner, found, populate_existing=True)
 
 
-def require_room(session: Session, owner_id: str, *, n_jobs: int) -> None:
+def require_room(session: Session, owner_id: str, *, n_jobs: int) -> str:
     """Refuse jobs beyond what an owner may have waiting; its row stays locked where there is a limit.
+
+    Gives the owner's name.
 
     Raises:
         QuotaExceeded: with the limit and what waits.
     """
-    limit = session.scalar(select(Owner.max_queued).where(Owner.id == owner_id))
+    name, limit = session.execute(ROOM, {"owner_id": owner_id}).one()
     if limit is None:
-        return
+        return str(name)
     session.execute(select(Owner.id).where(Owner.id == owner_id).with_for_update(key_share=True))
     queued = select(func.count()).select_from(Job).where(Job.owner_id == owner_id, Job.state == "queued")
     n_queued = session.scalars(queued).one()
@@ -133,6 +136,7 @@ def require_room(session: Session, owner_id: str, *, n_jobs: int) -> None:
             n_queued=n_queued,
             max_queued=limit,
         )
+    return str(name)
 
 
 def _set_held(session: Session, job_id: str, *, held: bool) -> None:

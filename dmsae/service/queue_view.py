@@ -82,7 +82,7 @@ def view_queue(session: Session, *, limit: int) -> QueueView:
             for name, taken_at, n_queued, ids in snapshots
         ],
         workers=_list_workers(session, [worker.id for worker in standing.workers]),
-        owners=_list_owners(session, list(standing.shares.values())),
+        owners=_list_owners(session, list_shares(session)),
     )
 
 
@@ -102,15 +102,19 @@ def _list_waiting(session: Session, ids: Sequence[str], standing: Standing) -> l
         Job.name.label("job_name"),
         Job.priority,
         Job.held,
+        Owner.name.label("owner"),
     )
     rows = session.execute(
-        select(*columns).join(Job, Job.id == Cycle.job_id).where(Cycle.id.in_(ids), Cycle.state == "queued")
+        select(*columns)
+        .join(Job, Job.id == Cycle.job_id)
+        .join(Owner, Owner.id == Cycle.owner_id)
+        .where(Cycle.id.in_(ids), Cycle.state == "queued")
     ).all()
     places = find_places(session, [row.id for row in rows])
     found = [
         WaitingView(
             row,
-            standing.shares[row.owner_id].name,
+            row.owner,
             places[row.id],
             say_why(row, standing, places[row.id], is_held=row.held),
         )

@@ -9,7 +9,7 @@ import json
 from collections.abc import Iterable
 from typing import Any
 
-from sqlalchemy import select
+from sqlalchemy import ARRAY, Text, bindparam, func, select
 from sqlalchemy.orm import Session
 
 from dmsae.config import SPEC_VERSION, CycleConfig
@@ -20,6 +20,19 @@ PINNED_TEXTS = ("builtin", "hub", "objects")
 """Sources of texts that a config names to the bit: by the code, by a commit, by etags."""
 NO_RESULT: dict[str, Any] = {"time_limit_s": True, "core": {"published_as": True}}
 """Settings that decide nothing about the result."""
+_OTHER_CODE = select(Cycle.id).where(
+    Cycle.job_id == Job.id,
+    Cycle.state == "succeeded",
+    Cycle.code_version.is_distinct_from(bindparam("code")),
+)
+IDENTICAL = (
+    select(Job.config_digest, Job.id)
+    .where(
+        Job.config_digest == func.any(bindparam("digests", type_=ARRAY(Text))),
+        *(Job.state == "succeeded", IS_REPEATABLE, ~_OTHER_CODE.exists()),
+    )
+    .order_by(Job.finished_at, Job.id)
+)
 
 
 def config_digest(config: CycleConfig) -> str | None:
@@ -35,14 +48,5 @@ def find_identical(session: Session, digests: Iterable[str | None]) -> dict[str,
     wanted = {digest for digest in digests if digest is not None}
     if not wanted:
         return {}
-    other_code = select(Cycle.id).where(
-        Cycle.job_id == Job.id,
-        Cycle.state == "succeeded",
-        Cycle.code_version.is_distinct_from(code_version()),
-    )
-    query = (
-        select(Job.config_digest, Job.id)
-        .where(Job.config_digest.in_(wanted), Job.state == "succeeded", IS_REPEATABLE, ~other_code.exists())
-        .order_by(Job.finished_at, Job.id)
-    )
-    return {str(row.config_digest): row.id for row in session.execute(query)}
+    given = {"digests": sorted(wanted), "code": code_version()}
+    return {str(row.config_digest): row.id for row in session.execute(IDENTICAL, given)}

@@ -1,8 +1,9 @@
 """How do planned jobs become rows: a job and its cycles, or a group of jobs, whole or not at all?"""
 
 from collections.abc import Sequence
+from typing import Any
 
-from sqlalchemy import func, select
+from sqlalchemy import insert, select
 from sqlalchemy.orm import Session
 
 from dmsae.config import SPEC_VERSION, DistillationConfig
@@ -11,11 +12,11 @@ from dmsae.service.cache_keys import cache_key
 from dmsae.service.clones import list_changes
 from dmsae.service.cycle_sources import note_sources
 from dmsae.service.database import wake_after_commit
-from dmsae.service.events import append_event
+from dmsae.service.events import FIRST_EVENT, begin_histories
 from dmsae.service.ids import new_id
 from dmsae.service.memory import peak_memory
 from dmsae.service.planning import Plan
-from dmsae.service.progress import JobView, view_jobs
+from dmsae.service.progress import JobView, view_queued
 from dmsae.service.queue_control import require_room
 from dmsae.service.repeats import config_digest, find_identical
 from dmsae.service.requests import PRIORITY_RANKS, JobRequest
@@ -23,6 +24,7 @@ from dmsae.service.sweeps import is_group
 from dmsae.service.tables import Cycle, Job
 from dmsae.service.text_objects import object_keys
 from dmsae.service.uploads import note_use
+from dmsae.service.waiting import look
 
 RESOURCE_CLASSES = {"cpu": "cpu", "cuda": "gpu"}
 """Device of a config -> class of the workers that have it."""
@@ -37,7 +39,7 @@ def submit(session: Session, owner_id: str, *, request: JobRequest, plans: Seque
         InvalidConfig: an upload that they name, or a job that they start from, was deleted meanwhile.
         QuotaExceeded: their owner may not have so many waiting.
     """
-    require_room(session, owner_id, n_jobs=len(plans))
+    owner = require_room(session, owner_id, n_jobs=len(plans))
     _hold_sources(session, plans)
     group_id = new_id("group") if is_group(request, plans) else None
     origin = None if request.cloned_from is None else session.get_one(Job, request.cloned_from)
@@ -49,10 +51,13 @@ def submit(session: Session, owner_id: str, *, request: JobRequest, plans: Seque
         job.config_digest, job.identical_to = digest, identical.get(digest or "")
         if origin is not None:
             job.cloned_from, job.changes = origin.id, list_changes(origin.config, job.config)
-        jobs.append(_store(session, job, plan))
-    for job in jobs:
-        session.refresh(job)
-    return view_jobs(session, jobs)
+        jobs.append(job)
+    cycles = _store(session, jobs, plans)
+    standing = look(session)
+    return [
+        view_queued(job, cycle, n_cycles=plan.n_cycles, owner=owner, standing=standing)
+        for job, cycle, plan in zip(jobs, cycles, plans, strict=True)
+    ]
 
 
 def _hold_sources(session: Session, plans: Sequence[Plan]) -> None:
@@ -94,21 +99,27 @@ def _make_job(owner_id: str, request: JobRequest, plan: Plan, group_id: str | No
         notes=request.notes,
         preset=request.preset,
         config=plan.config.model_dump(mode="json"),
+        **FIRST_EVENT,
     )
 
 
-def _store(session: Session, job: Job, plan: Plan) -> Job:
-    session.add(job)
+def _store(session: Session, jobs: Sequence[Job], plans: Sequence[Plan]) -> list[Cycle]:
+    """Write jobs with their cycles, sources and first events, each kind at once; give the first cycles."""
+    session.add_all(jobs)
     session.flush()
-    note_use(session, job.id, object_keys(plan.config))
-    cycles = _make_cycles(job, plan)
-    session.add_all(cycles)
-    session.flush()
-    if plan.given is not None and plan.n_given:
-        note_sources(session, cycles[0].id, [plan.given.cycle_id])
-    append_event(session, job.id, "job_queued", _say_queued(plan), data={"n_cycles": plan.n_cycles})
-    wake_after_commit(session, cycles[0].resource_class)
-    return job
+    by_job = [_make_cycles(job, plan) for job, plan in zip(jobs, plans, strict=True)]
+    session.connection().execute(insert(Cycle), [row for rows in by_job for row in rows])
+    for job, plan, rows in zip(jobs, plans, by_job, strict=True):
+        note_use(session, job.id, object_keys(plan.config))
+        if plan.given is not None and plan.n_given:
+            note_sources(session, rows[0]["id"], [plan.given.cycle_id])
+        wake_after_commit(session, rows[0]["resource_class"])
+    begin_histories(session, {job.id: _told(plan) for job, plan in zip(jobs, plans, strict=True)})
+    return [Cycle(**rows[0]) for rows in by_job]
+
+
+def _told(plan: Plan) -> tuple[str, str, dict[str, Any]]:
+    return "job_queued", _say_queued(plan), {"n_cycles": plan.n_cycles}
 
 
 def _say_queued(plan: Plan) -> str:
@@ -119,23 +130,23 @@ def _say_queued(plan: Plan) -> str:
     return f"A training around {around} was queued."
 
 
-def _make_cycles(job: Job, plan: Plan) -> list[Cycle]:
-    """Make all cycles of a job; what decides who may run them, and where best, is the same for each."""
+def _make_cycles(job: Job, plan: Plan) -> list[dict[str, Any]]:
+    """Make the rows of a job's cycles; who may run them, and where best, is the same for each."""
     peak = peak_memory(plan.config, plan.facts)
     key = cache_key(plan.config)
     return [
-        Cycle(
-            id=new_id("cycle"),
-            job_id=job.id,
-            index=index,
-            owner_id=job.owner_id,
-            priority_rank=PRIORITY_RANKS[job.priority],
-            state="waiting" if index else "queued",
-            resource_class=RESOURCE_CLASSES[plan.config.device],
-            spec_version=job.spec_version,
-            cache_key=key,
-            memory_bytes=None if peak is None else peak.device,
-            queued_at=None if index else func.now(),
-        )
+        {
+            "id": new_id("cycle"),
+            "job_id": job.id,
+            "index": index,
+            "owner_id": job.owner_id,
+            "priority_rank": PRIORITY_RANKS[job.priority],
+            "state": "waiting" if index else "queued",
+            "resource_class": RESOURCE_CLASSES[plan.config.device],
+            "spec_version": job.spec_version,
+            "cache_key": key,
+            "memory_bytes": None if peak is None else peak.device,
+            "queued_at": None if index else job.created_at,
+        }
         for index in range(plan.n_cycles)
     ]

@@ -5,19 +5,31 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, NamedTuple
 
-from sqlalchemy import func, select
+from sqlalchemy import text
 from sqlalchemy.orm import Session
 
 from dmsae.service.queue_snapshots import Place
-from dmsae.service.queue_tables import QueuePause
-from dmsae.service.shares import OwnerShare, list_shares
-from dmsae.service.tables import Attempt, Worker
 from dmsae.service.workers import ALIVE
 
 GIB = 1 << 30
 A_MOMENT_S = 15.0
 """Within which a free worker looks for work, whether it is woken or not."""
 UNITS = ((86_400, "days"), (3600, "h"), (60, "min"))
+
+STANDING = text(
+    "SELECT clock_timestamp() AS now,"
+    " (SELECT json_build_array(p.reason) FROM queue_pauses p) AS pause,"
+    " (SELECT coalesce(json_agg(json_build_array("
+    "   w.id, w.resource_class, w.memory_bytes, w.cache_keys, a.cache_key) ORDER BY w.id), '[]')"
+    "  FROM workers w LEFT JOIN attempts a ON a.worker_id = w.id AND a.outcome IS NULL"
+    "  WHERE w.stopped_at IS NULL AND w.draining_at IS NULL"
+    "  AND w.last_seen_at > clock_timestamp() - :alive) AS workers,"
+    " (SELECT coalesce(json_object_agg(o.id, json_build_array(o.name, r.n_running, o.max_running)), '{}')"
+    "  FROM owners o CROSS JOIN LATERAL ("
+    "   SELECT count(*) AS n_running FROM attempts a WHERE a.outcome IS NULL AND a.owner_id = o.id) r"
+    "  WHERE r.n_running >= o.max_running) AS full_owners"
+)
+"""All of it in one statement: every job that is shown waiting asks for it."""
 
 
 class LiveWorker(NamedTuple):
@@ -31,14 +43,29 @@ class LiveWorker(NamedTuple):
     """Names the activations that it reads right now."""
 
 
+class Pause(NamedTuple):
+    """That nothing is claimed."""
+
+    reason: str | None
+
+
+class FullOwner(NamedTuple):
+    """An owner that runs as many cycles as it may."""
+
+    name: str
+    n_running: int
+    max_running: int
+
+
 @dataclass(frozen=True)
 class Standing:
     """What decides over all queued cycles at one moment."""
 
     now: datetime
-    pause: QueuePause | None
+    pause: Pause | None
     workers: Sequence[LiveWorker]
-    shares: Mapping[str, OwnerShare]
+    full_owners: Mapping[str, FullOwner]
+    """By their ids."""
 
     def workers_of(self, resource_class: str) -> list[LiveWorker]:
         """List the live workers of a class."""
@@ -47,19 +74,12 @@ class Standing:
 
 def look(session: Session) -> Standing:
     """Take in the queue and its workers."""
-    now = session.scalars(select(func.clock_timestamp())).one()
-    columns = (Worker.id, Worker.resource_class, Worker.memory_bytes, Worker.cache_keys, Attempt.cache_key)
-    rows = session.execute(
-        select(*columns)
-        .outerjoin(Attempt, (Attempt.worker_id == Worker.id) & Attempt.outcome.is_(None))
-        .where(Worker.stopped_at.is_(None), Worker.last_seen_at > now - ALIVE, Worker.draining_at.is_(None))
-        .order_by(Worker.id)
-    )
+    seen = session.execute(STANDING, {"alive": ALIVE}).one()
     return Standing(
-        now=now,
-        pause=session.scalars(select(QueuePause)).one_or_none(),
-        workers=[LiveWorker(*row) for row in rows],
-        shares={share.owner_id: share for share in list_shares(session)},
+        now=seen.now,
+        pause=None if seen.pause is None else Pause(*seen.pause),
+        workers=[LiveWorker(*worker) for worker in seen.workers],
+        full_owners={owner_id: FullOwner(*owner) for owner_id, owner in seen.full_owners.items()},
     )
 
 
@@ -78,7 +98,7 @@ def say_why(cycle: Any, standing: Standing, place: Place | None, *, is_held: boo
         return f"No {cycle.resource_class} worker is running: start one with `dmsae worker`."
     return (
         _say_memory(cycle, workers)
-        or _say_limit(standing.shares.get(cycle.owner_id))
+        or _say_limit(standing.full_owners.get(cycle.owner_id))
         or _say_place(cycle, workers, place)
     )
 
@@ -93,10 +113,10 @@ def _say_memory(cycle: Any, workers: Sequence[LiveWorker]) -> str | None:
     return f"It needs about {needed:.1f} GiB, and the largest {what} has {largest:.1f}."
 
 
-def _say_limit(share: OwnerShare | None) -> str | None:
-    if share is None or not share.is_full:
+def _say_limit(owner: FullOwner | None) -> str | None:
+    if owner is None:
         return None
-    return f"{share.name} runs {share.n_running} cycles, and may run {share.max_running} at once."
+    return f"{owner.name} runs {owner.n_running} cycles, and may run {owner.max_running} at once."
 
 
 def _say_place(cycle: Any, workers: Sequence[LiveWorker], place: Place | None) -> str:
