@@ -1,4 +1,8 @@
-"""What routes are given: the parts built at start, and who is asking."""
+"""What routes are given: the parts built at start, and who is asking.
+
+What asks no other part is asynchronous: then the framework calls it at once, where it would hand each other
+one to a thread and back.
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -32,12 +36,12 @@ class Parts:
     """How much each key may still ask of this process."""
 
 
-def get_parts(request: Request) -> Parts:
+async def get_parts(request: Request) -> Parts:
     """Give the parts of the application that serves this request."""
     return cast("Parts", request.app.state.parts)
 
 
-def refuse_unknown_query(request: Request) -> None:
+async def refuse_unknown_query(request: Request) -> None:
     """Refuse query parameters that the route does not know, and any that is given twice.
 
     A typo must not pass for a default, and of two values none may be dropped in silence.

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Generic, TypeVar
 
 from fastapi import Depends, FastAPI, Header, Request, Response
 from fastapi.responses import JSONResponse
+from starlette.concurrency import run_in_threadpool
 
 from api.dependencies import Parts, PartsOf
 from api.schemas import Answer
@@ -95,7 +96,7 @@ async def read_body(request: Request) -> bytes:
     return await request.body()
 
 
-def get_once(
+async def get_once(
     request: Request,
     response: Response,
     parts: PartsOf,
@@ -116,7 +117,7 @@ def get_once(
         rule = "a dry run stores nothing, so nothing can be done twice: leave the key out"
         raise BadRequest(f"Idempotency-Key = {key!r}: {rule}.", param="Idempotency-Key")
     asked = Asked(caller.owner_id, request.method, request.url.path, key, _hash(request, body))
-    stored = parts.database.run(lambda session: idempotency.find_answer(session, asked))
+    stored = await run_in_threadpool(_find_answer, parts, asked)
     if stored is not None:
         raise Replayed(stored)
     return Once(parts, caller, response, asked)
@@ -135,6 +136,10 @@ def add_replays(app: FastAPI) -> None:
         return JSONResponse(stored.answer, status_code=stored.status, headers={**REPLAYED, **location})
 
     app.add_exception_handler(Replayed, replay)
+
+
+def _find_answer(parts: Parts, asked: Asked) -> StoredAnswer | None:
+    return parts.database.run(lambda session: idempotency.find_answer(session, asked))
 
 
 def _hash(request: Request, body: bytes) -> str:

@@ -41,6 +41,7 @@ from api.web_page import add_web_page
 from dmsae.service.database import Database
 from dmsae.service.event_hub import EventHub
 from dmsae.service.objects import ObjectStore
+from dmsae.service.prompt_wake_ups import WakeUpThread
 from dmsae.service.queue import WakeUps, make_celery
 from dmsae.service.settings import Settings, load_settings
 from dmsae.version import VERSION
@@ -54,7 +55,8 @@ came from and what became of it. Errors are problem documents (RFC 9457) with a 
 def create_app(settings: Settings) -> FastAPI:
     """Build the application; it connects to nothing before the first request."""
     wake_ups = WakeUps(make_celery(settings.broker_url))
-    database = Database(settings.database_url.get_secret_value(), wake_up=wake_ups.send_wake_up)
+    waking = WakeUpThread(wake_ups)
+    database = Database(settings.database_url.get_secret_value(), wake_up=waking.send_wake_up)
     hub = EventHub(database, most=settings.streams_most, most_per_owner=settings.streams_per_owner)
     parts = Parts(settings=settings, database=database, store=ObjectStore(settings), hub=hub)
 
@@ -63,6 +65,7 @@ def create_app(settings: Settings) -> FastAPI:
         app.openapi()  # each request asks for it: else the first ones at once would all build it
         yield
         hub.close()
+        waking.close()
         database.dispose()
         app.state.metrics.numbers.close()
         parts.store.close()

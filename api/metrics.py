@@ -70,7 +70,7 @@ class Metrics:
         return generate_latest(self.registry)
 
 
-def get_metrics(request: Request) -> Metrics:
+async def get_metrics(request: Request) -> Metrics:
     """Give what the application that serves this request counts."""
     return cast("Metrics", request.app.state.metrics)
 

@@ -17,7 +17,7 @@ from fastapi import Request, Security
 from fastapi.security.http import HTTPAuthorizationCredentials
 
 from api.dependencies import PartsOf
-from api.security import bearer, host_name, identify_caller
+from api.security import bearer, check_caller, host_name
 from dmsae.errors import Unavailable
 from dmsae.service.settings import Settings
 
@@ -59,7 +59,7 @@ async def admit_scraper(
     if is_trusted(request, parts.settings):
         return
     metrics = request.app.state.metrics
-    identify = partial(identify_caller, request, parts, credentials)
+    identify = partial(check_caller, request, parts, credentials)
     plaintext = credentials.credentials if credentials is not None else None
     try:
         await anyio.to_thread.run_sync(identify, limiter=metrics.limiter)

@@ -3,12 +3,13 @@
 from typing import Annotated
 
 from fastapi import APIRouter, Body
+from starlette.concurrency import run_in_threadpool
 
 from api import examples
 from api.dependencies import JobId, PartsOf
-from api.idempotency import OnceOf
+from api.idempotency import Once, OnceOf
 from api.routes.cores import add_core_routes
-from api.routes.submissions import SUBMISSION_ANSWERS, SubmissionOut, WantedOf, answer, expand
+from api.routes.submissions import SUBMISSION_ANSWERS, SubmissionOut, Wanted, WantedOf, answer, expand
 from api.schemas import DistillationOut
 from dmsae.service import jobs
 from dmsae.service.planning import pin_texts, plan_distillations
@@ -20,8 +21,12 @@ Submission = Annotated[DistillationRequest, Body(examples=examples.SUBMISSIONS)]
 
 
 @router.post("", status_code=202, responses=SUBMISSION_ANSWERS)
-def submit_distillation(body: Submission, once: OnceOf, wanted: WantedOf) -> SubmissionOut:
+async def submit_distillation(body: Submission, once: OnceOf, wanted: WantedOf) -> SubmissionOut:
     """Check, store and queue a distillation; `Location` names the job, or the group of several."""
+    return await run_in_threadpool(_submit, body, once, wanted)
+
+
+def _submit(body: DistillationRequest, once: Once, wanted: Wanted) -> SubmissionOut:
     settings, request = once.parts.settings, expand(once, body)
     plans = plan_distillations(request, allowed_roots=settings.allowed_roots)
     plans = pin_texts(plans, once.parts.store, prefixes=settings.data_prefixes)

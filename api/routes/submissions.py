@@ -35,7 +35,7 @@ class Wanted:
     is_reuse: bool
 
 
-def wanted(
+async def wanted(
     dry_run: Annotated[
         bool, Query(description="Only say what it would be: 200, and nothing is stored.")
     ] = False,

@@ -4,6 +4,7 @@ Use cases are functions over a `Session` that flush and never commit. No transac
 model works, so nothing here outlives one short use case. SQLAlchemy's errors end here: callers see ours.
 """
 
+import select
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -11,8 +12,8 @@ from typing import NamedTuple, TypeAlias, TypeVar, cast
 
 import psycopg
 import structlog
-from sqlalchemy import Engine, QueuePool, create_engine
-from sqlalchemy.exc import DBAPIError, StatementError
+from sqlalchemy import Engine, QueuePool, create_engine, event
+from sqlalchemy.exc import DBAPIError, InvalidatePoolError, StatementError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.orm import Session
 
@@ -63,7 +64,6 @@ class Database:
             pool_size=pool_size,
             max_overflow=0,
             pool_timeout=5,
-            pool_pre_ping=True,
             hide_parameters=True,
             connect_args={
                 **CONNECTION,
@@ -72,6 +72,7 @@ class Database:
                 " -c idle_in_transaction_session_timeout=60s",
             },
         )
+        event.listen(self.engine, "checkout", _refuse_ended)
         self._wake_up = wake_up
 
     @contextmanager
@@ -131,6 +132,20 @@ class Database:
         engine = self.engine.execution_options(isolation_level="AUTOCOMMIT")
         with Session(engine, expire_on_commit=False) as session:
             return use_case(session)
+
+
+def _refuse_ended(driver: psycopg.Connection, *_: object) -> None:
+    """Have the pool make a connection anew that was ended while it lay there.
+
+    Raises:
+        InvalidatePoolError: this one was, and so most likely all others of its age.
+    """
+    if driver.closed:
+        raise InvalidatePoolError()
+    end = select.poll()
+    end.register(driver.fileno(), select.POLLIN)
+    if end.poll(0):  # an idle one has nothing to be read but its end: no round trip is needed to find out
+        raise InvalidatePoolError()
 
 
 def _retried(run: Callable[[], Result]) -> Result:
