@@ -24,6 +24,14 @@ Of the first twelve tried, the one whose small parts hold most of the built-in t
 ACTIVATION_CACHE_BYTES = 32 * 2**30
 """Room on a worker's disk for harvested activations, unless told otherwise: 29M tokens of width 576."""
 
+MOST_RECORD_BYTES = 64 << 10
+"""Of what is stored to show one latent, compressed."""
+BARE_RECORD_BYTES = 1536
+"""Of the same without any text, and for each token of text: generous, so that texts are seldom cut."""
+TOKEN_BYTES = 8
+PLACE_BYTES = 17
+"""That say where one latent's record lies."""
+
 
 def _refuse(param: str, value: Any, rule: str, code: str = "invalid_value") -> PydanticCustomError:
     return PydanticCustomError("rule", "{rule}", {"param": param, "value": value, "rule": rule, "code": code})
@@ -194,6 +202,30 @@ class EvaluationConfig(Section):
     """Kept tokens of the evaluation part that are used (METHOD 10)."""
 
 
+class SnippetConfig(Section):
+    """Which texts a cycle stores of each latent of the core that it selects; they change no weight. Ours."""
+
+    strongest: int = Field(10, ge=0, le=20)
+    """Contexts in which the latent is strongest."""
+    per_decile: int = Field(2, ge=0, le=10)
+    """Firings in each tenth of the range of its activations, drawn at random."""
+    context: int = Field(20, ge=0, le=50)
+    """Tokens shown on each side of a firing, within its document and context."""
+    budget_bytes: int = Field(32 * 2**20, ge=0, le=2**40)
+    """Most bytes of one cycle's, shared evenly among its latents; where they are short, random firings go
+    first. 0 stores none."""
+
+    def latent_bytes(self, n_latents: int) -> int:
+        """Give the most bytes that are stored of each of so many latents; 0 where none are."""
+        n_tokens = (self.strongest + 10 * self.per_decile) * (2 * self.context + 1)
+        share = (self.budget_bytes - self.place_bytes(n_latents)) // max(1, n_latents)
+        return max(0, min(share, MOST_RECORD_BYTES, BARE_RECORD_BYTES + TOKEN_BYTES * n_tokens))
+
+    def place_bytes(self, n_latents: int) -> int:
+        """Give the bytes that tell where each latent's lie."""
+        return PLACE_BYTES * (n_latents + 1)
+
+
 class RunConfig(Section):
     """What every run of a trainer needs: which activations, on what, from which seed."""
 
@@ -227,6 +259,7 @@ class CycleConfig(RunConfig):
     training: TrainingConfig = TrainingConfig()
     attribution: AttributionConfig = AttributionConfig()
     selection: SelectionConfig = SelectionConfig()
+    snippets: SnippetConfig = SnippetConfig()
 
     @property
     def layout(self) -> SaeConfig:

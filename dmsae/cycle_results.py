@@ -22,6 +22,7 @@ from dmsae.metrics import Evaluation
 from dmsae.pace import Clock
 from dmsae.reporting import finite_or_null
 from dmsae.selection import Selection, build_core
+from dmsae.snippet_files import write_snippets
 from dmsae.training import CPU, Trained
 
 
@@ -34,6 +35,8 @@ class Results(NamedTuple):
     ablation: AblationCheck
     selection: Selection
     evaluation: Evaluation
+    snippets: list[bytes]
+    """A packed record for each latent of the new core; none where none are wanted."""
 
 
 def metrics_record(run: CycleRun, results: Results, clock: Clock) -> dict[str, Any]:
@@ -105,6 +108,8 @@ def save(run: CycleRun, out: Path, results: Results, *, metrics: dict[str, Any])
     save_core(out / "core", core)
     scores = {**results.attribution.to_tensors(), "density_all": results.evaluation.densities}
     save_file(scores, out / "scores.safetensors")
+    if results.snippets:
+        write_snippets(out / "snippets", results.snippets)
     lineage = lineage_record(results.selection, results.evaluation.drift)
     if run.given is not None:
         save_core(out / "given", run.given.core)

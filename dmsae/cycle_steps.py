@@ -26,15 +26,22 @@ from dmsae.cycle_events import (
 )
 from dmsae.cycle_inputs import CycleRun, Harvest, Places, harvest_parts, open_run, read_contexts
 from dmsae.cycle_results import Results, metrics_record, save
+from dmsae.logit_lens import logit_lenses
 from dmsae.metrics import evaluate
 from dmsae.pace import Clock, Pace, estimate_measuring_s
 from dmsae.reporting import Report
 from dmsae.resuming import make_trainer, read_checkpoint, write_checkpoint
 from dmsae.sae import MatryoshkaSae
 from dmsae.selection import Selection, select
+from dmsae.snippet_files import pack_record
+from dmsae.snippets import read_firings
 from dmsae.splicing import spread_kept
 from dmsae.stream import Order, TokenStream
+from dmsae.token_texts import TokenTexts
 from dmsae.training import Trained
+
+LENS_TOKENS = 10
+"""Tokens at each end of a latent's logit lens."""
 
 
 def run_cycle(
@@ -77,9 +84,10 @@ def run_cycle(
     evaluation = evaluate(harvest.evaluation, run.run_upper, sae, rms=scale.rms, previous=run.previous)
     tell_dense(run, evaluation)
     tell_identity_lost(run, selection, evaluation)
+    snippets = read_snippets(run, harvest, sae, selection)
     clock.stop()
 
-    results = Results(harvest, trained, attribution, ablation, selection, evaluation)
+    results = Results(harvest, trained, attribution, ablation, selection, evaluation, snippets)
     save(run, out, results, metrics=metrics_record(run, results, clock))
 
 
@@ -139,3 +147,18 @@ def check_scores(
     batches = spread_kept(harvest.attribution, config.ablation_tokens)
     replacement = Replacement(sae, harvest.survey.scale.rms, config.error_term)
     return compare(measure_ablations(batches, run.run_upper, replacement, latents=latents), attribution)
+
+
+def read_snippets(run: CycleRun, harvest: Harvest, sae: MatryoshkaSae, selection: Selection) -> list[bytes]:
+    """Pack for each latent of the new core the texts at which it fires, and the tokens that it promotes."""
+    config, rows = run.config.snippets, [latent.sae_index for latent in selection.core]
+    most_bytes = config.latent_bytes(len(rows))
+    if most_bytes == 0:
+        return []
+    texts = TokenTexts(run.loaded.tokenizer)
+    lenses = logit_lenses(run.loaded, sae.W_dec[rows], n_tokens=LENS_TOKENS, texts=texts)
+    readers = read_firings(harvest.evaluation, sae, rows, rms=harvest.survey.scale.rms, seed=run.seed)
+    return [
+        pack_record(reader.read(config), lens, latent_id=latent.latent_id, texts=texts, most_bytes=most_bytes)
+        for reader, lens, latent in zip(readers, lenses, selection.core, strict=True)
+    ]

@@ -46,6 +46,8 @@ DEAD_TOGETHER = 1 << 22
 """Pre-activations of dead latents that the fast step looks at together."""
 ESTIMATES_TOGETHER = 1 << 21
 """Estimates that it holds at once."""
+SNIPPET_BYTES = 80 << 20
+"""`BLOCK_BYTES` of the trainer's snippets, and the positions, records and parts of a vocabulary beside it."""
 BUILTIN_TOKENS = 115_000
 """Of the built-in text, in tokens of SmolLM2."""
 TOPK_PAIR_BYTES = 16
@@ -184,12 +186,12 @@ class _Sizes:
         return Need(most, self._kept())
 
     def evaluating(self) -> Need:
-        """Log-probabilities without and with the SAE, and two copies in between."""
+        """Log-probabilities without and with the SAE, and two copies in between; or texts to show latents by."""
         n_tokens = self._config.evaluation.n_tokens
         passing = self._positions(n_tokens) * self._layer_pass(self._config.data.context_length)
         held = max(ALLOCATOR_HOLDS * self._graph()[0] * self._is_cpu, self._held_harvest())
-        most = self._measuring(n_tokens) + passing + held + 4 * self._logits(n_tokens)
-        return Need(most, self._kept())
+        looking = max(passing + 4 * self._logits(n_tokens), SNIPPET_BYTES)
+        return Need(self._measuring(n_tokens) + held + looking, self._kept())
 
     def _model(self) -> float:
         return self._n_parameters * self._model_dtype

@@ -43,6 +43,7 @@ def stored_bytes(config: Config, facts: ModelFacts, cycle_index: int, *, n_given
             core_bytes(facts.d_model, n_selected),
             scores_bytes(n_candidates, config.sae.n_latents),
             _identities_bytes(config, n_given=n_given, n_selected=n_selected),
+            snippets_bytes(config, n_selected),
             2 * len(spec.encode()),
             TEXTS_BYTES,
         )
@@ -77,6 +78,12 @@ def scores_bytes(n_candidates: int, n_latents: int) -> int:
     names = sorted(f"{kind}_{score}" for kind in kinds for score in scores)
     densities = {"density": (n_candidates,), "density_all": (n_latents,)}
     return tensors_bytes({**densities, **dict.fromkeys(names, (n_candidates,))}, "F64")
+
+
+def snippets_bytes(config: CycleConfig, n_selected: int) -> int:
+    """Bound what `snippets/` holds of a core of at most so many latents."""
+    kept = config.snippets
+    return min(kept.budget_bytes, n_selected * kept.latent_bytes(1) + kept.place_bytes(n_selected))
 
 
 def tensors_bytes(shapes: Mapping[str, Sequence[int]], dtype: str) -> int:

@@ -83,6 +83,8 @@ def test_a_cycle_leaves_every_file_of_the_contract(chain):
         "sae/cfg.json",
         "sae/sae_weights.safetensors",
         "scores.safetensors",
+        "snippets/latents.jsonl.gz",
+        "snippets/places.txt",
         "spec.json",
     ]
 
@@ -116,6 +118,8 @@ def test_the_same_spec_gives_the_same_bits(model, chain, tmp_path):
         "core/core.json",
         "scores.safetensors",
         "lineage.json",
+        "snippets/latents.jsonl.gz",
+        "snippets/places.txt",
         "spec.json",
     ):
         assert (tmp_path / "again" / name).read_bytes() == (chain / "1" / name).read_bytes(), name

@@ -64,9 +64,12 @@ def test_a_cycle_stores_less_than_was_said_and_not_much_less(outs: list[Path]) -
         config = DistillationConfig.model_validate(spec["config"])
         facts, n_given = ModelFacts("tiny", d_model=D_MODEL), sizes.core_bound(config, cycle_index)
         said = sizes.stored_bytes(config, facts, cycle_index, n_given=n_given)
-        files = [path.stat().st_size for path in out.rglob("*") if path.is_file()]
+        files = {path: path.stat().st_size for path in out.rglob("*") if path.is_file()}
+        texts = sum(size for path, size in files.items() if path.parent.name == "snippets")
+        bound = sizes.snippets_bytes(config, min(config.max_core, config.prefix_widths(n_given)[0]))
         assert said is not None
-        assert 0 <= said - sum(files) <= 2 * sizes.TEXTS_BYTES
+        assert 0 < texts <= bound <= config.snippets.budget_bytes
+        assert 0 <= (said - bound) - (sum(files.values()) - texts) <= 2 * sizes.TEXTS_BYTES
 
 
 def test_any_tensors_of_one_type_have_the_size_that_is_computed(tmp_path: Path) -> None:
