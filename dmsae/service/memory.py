@@ -186,7 +186,7 @@ class _Sizes:
         return Need(most, self._kept())
 
     def evaluating(self) -> Need:
-        """Log-probabilities without and with the SAE, and two copies in between; or texts to show latents by."""
+        """Log-probabilities without and with the SAE, and two copies in between; or snippets."""
         n_tokens = self._config.evaluation.n_tokens
         passing = self._positions(n_tokens) * self._layer_pass(self._config.data.context_length)
         held = max(ALLOCATOR_HOLDS * self._graph()[0] * self._is_cpu, self._held_harvest())
