@@ -1,9 +1,10 @@
-"""The trainer's entry point: one cycle, or one match of cores, as a process, reported line by line.
+"""The trainer's entry point: one cycle, match of cores or probe, as a process, reported line by line.
 
 `python -m dmsae.cycle SPEC.json OUT/ [--core DIR] [--sources DIR] [--cache DIR] [--inputs DIR] ...`
 
 Ties itself to its supervisor, reads the spec, and turns whatever goes wrong into one line and an exit status.
-It loads torch only after that; the steps of a cycle are in `cycle_steps.py`, of a match in `match_run.py`.
+It loads torch only after that; the steps of a cycle are in `cycle_steps.py`, of a match in `match_run.py`, of
+a probe in `probe_run.py`.
 """
 
 import argparse
@@ -20,6 +21,7 @@ from pydantic import ValidationError
 from dmsae.allocator import use_one_arena
 from dmsae.config import ACTIVATION_CACHE_BYTES, CycleSpec, MatchSpec, RunConfig
 from dmsae.errors import CycleFailed
+from dmsae.probe_config import PROBE_KINDS, ProbeSpec, is_probe
 from dmsae.reporting import LineReport, claim_stdout
 from dmsae.supervision import tie_to_parent
 
@@ -67,18 +69,18 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-KINDS = {(1, "distillation"), (1, "training")}
+KINDS = {(1, kind) for kind in ("distillation", "training", *PROBE_KINDS)}
 """Where pydantic names the kind of a config, which is no field."""
 
 
-def read_spec(file: Path) -> CycleSpec | MatchSpec:
-    """Read and check a spec, of a cycle or of a match.
+def read_spec(file: Path) -> CycleSpec | MatchSpec | ProbeSpec:
+    """Read and check a spec, of a cycle, of a match or of a probe.
 
     Raises: CycleFailed with `spec_unsupported`, naming the field.
     """
     try:
         content = file.read_bytes()
-        return (MatchSpec if _is_match(content) else CycleSpec).model_validate_json(content)
+        return _class_of(content).model_validate_json(content)
     except OSError as error:
         raise CycleFailed("spec_unsupported", f"The spec {file} cannot be read: {error.strerror}.") from error
     except ValidationError as error:
@@ -89,14 +91,16 @@ def read_spec(file: Path) -> CycleSpec | MatchSpec:
         raise CycleFailed("spec_unsupported", f"{param or 'SPEC'}: {first['msg']}", param=param) from error
 
 
-def _is_match(content: bytes) -> bool:
-    """Tell whether a spec compares cores; one that is no JSON is refused as a cycle's."""
+def _class_of(content: bytes) -> type[CycleSpec | MatchSpec | ProbeSpec]:
+    """Tell what a spec is of; one that is no JSON is refused as a cycle's."""
     try:
         spec = json.loads(content)
     except (ValueError, RecursionError):
-        return False
+        return CycleSpec
     config = spec.get("config") if isinstance(spec, dict) else None
-    return isinstance(config, dict) and "cores" in config and "cycle_index" not in spec
+    if not isinstance(config, dict) or "cycle_index" in spec:
+        return CycleSpec
+    return ProbeSpec if is_probe(config) else MatchSpec if "cores" in config else CycleSpec
 
 
 def as_failure(error: Exception) -> CycleFailed:
@@ -116,7 +120,7 @@ def as_failure(error: Exception) -> CycleFailed:
 
 def _parse(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m dmsae.cycle", description="Run one cycle.")
-    parser.add_argument("spec", type=Path, metavar="SPEC.json", help="a dmsae.config.CycleSpec or MatchSpec")
+    parser.add_argument("spec", type=Path, metavar="SPEC.json", help="a CycleSpec, MatchSpec or ProbeSpec")
     parser.add_argument("out", type=Path, metavar="OUT", help="folder to write; absent or empty")
     parser.add_argument(
         "--core", type=Path, help="core/ folder of the cycle before; absent for cycle 0 and a training"
@@ -181,6 +185,11 @@ def _run(arguments: argparse.Namespace, report: LineReport, is_asked: threading.
         from dmsae.match_run import run_match
 
         run_match(spec, arguments.out, places=places, report=report)
+        return
+    if isinstance(spec, ProbeSpec):
+        from dmsae.probe_run import run_probe
+
+        run_probe(spec, arguments.out, places=places, report=report)
         return
     from dmsae.cycle_steps import run_cycle
 

@@ -7,7 +7,7 @@ family has is left to the model's own forward pass.
 
 import inspect
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -139,6 +139,29 @@ def run_upper(
     with _replacing(loaded, point, given):
         logits: Tensor = loaded.model(**_inputs(loaded, input_ids, is_token)).logits
     return _at_least_float32(logits)
+
+
+@contextmanager
+def changing(
+    loaded: LoadedModel,
+    point: HookPoint,
+    change: Callable[[Float[Tensor, "n t d_model"]], Float[Tensor, "n t d_model"]],
+) -> Iterator[None]:
+    """Let what `change` makes of the activations at a hook point stand there, in every pass meanwhile.
+
+    Shapes: float32 in and out, in raw units; the model goes on in its own type.
+    Mutates: hooks the module, and takes the hook away again.
+    """
+
+    def replace(_module: nn.Module, _inputs: Any, output: Any) -> Any:
+        x = _first(output)
+        return _with_first(output, change(_at_least_float32(x)).to(x.dtype))
+
+    handle = loaded.model.get_submodule(point.path).register_forward_hook(replace)
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 class _StepOver(nn.Module):

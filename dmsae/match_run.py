@@ -8,13 +8,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
 from dmsae.activations import ContextBatch, Harvester, Scale, collect, norm_limit
 from dmsae.allocator import peak_memory_bytes
-from dmsae.config import MatchConfig, MatchSpec
+from dmsae.config import ActivationConfig, MatchConfig, MatchSpec, RunConfig
 from dmsae.contexts import Contexts
 from dmsae.cycle_inputs import Places, open_batches, open_device, provenance_of, tell_model
 from dmsae.cycle_results import write_json
@@ -41,6 +41,38 @@ from dmsae.source_cycles import SourceCycle
 from dmsae.splicing import kept, split_rows, take_kept
 
 
+class Evaluated(Protocol):
+    """A run that reads the evaluation part alone."""
+
+    @property
+    def config(self) -> RunConfig:
+        """The settings."""
+
+    @property
+    def loaded(self) -> LoadedModel:
+        """The model."""
+
+    @property
+    def hook(self) -> HookPoint:
+        """Where it is cut."""
+
+    @property
+    def report(self) -> Report:
+        """Who is told."""
+
+    @property
+    def places(self) -> Places:
+        """Where files lie."""
+
+    @property
+    def text(self) -> OpenText:
+        """What is read."""
+
+    @property
+    def max_norm(self) -> float:
+        """Norm in raw units beyond which a token does not count."""
+
+
 @dataclass(frozen=True)
 class MatchRun:
     """What all steps of one match share."""
@@ -61,8 +93,13 @@ class MatchRun:
     @property
     def max_norm(self) -> float:
         """Norm in raw units beyond which a token counts for none of the cores: the least of their limits."""
-        scales = (Scale(rms=core.rms, median_norm=core.median_norm) for core in self.cores)
-        return min(norm_limit(scale, self.config.activations) for scale in scales)
+        return least_limit(self.cores, self.config.activations)
+
+
+def least_limit(cores: Sequence[Core], config: ActivationConfig) -> float:
+    """Give the norm in raw units beyond which a token counts for none of some cores."""
+    scales = (Scale(rms=core.rms, median_norm=core.median_norm) for core in cores)
+    return min(norm_limit(scale, config) for scale in scales)
 
 
 def run_match(spec: MatchSpec, out: Path, *, places: Places, report: Report) -> None:
@@ -141,7 +178,7 @@ def read_cores(config: MatchConfig, sources_dir: Path | None) -> list[Core]:
     ]
 
 
-def harvest_evaluation(run: MatchRun) -> list[ContextBatch]:
+def harvest_evaluation(run: Evaluated) -> list[ContextBatch]:
     """Harvest the evaluation part, reading on where more tokens are too loud than was allowed for.
 
     Raises: CycleFailed with `dataset_exhausted` or `non_finite`.
@@ -218,7 +255,7 @@ def match_metrics(run: MatchRun, record: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _collect(run: MatchRun, harvester: Harvester, contexts: Contexts) -> list[ContextBatch]:
+def _collect(run: Evaluated, harvester: Harvester, contexts: Contexts) -> list[ContextBatch]:
     """Harvest as many kept tokens as are asked for, or take them from the cache."""
     n_tokens = run.config.evaluation.n_tokens
     with open_batches(run.places.activation_cache, harvester, contexts, troubles=[]) as stored:

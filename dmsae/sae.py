@@ -74,6 +74,17 @@ class Core:
         """Give this core with its tensors on `device`."""
         return _to(self, device)
 
+    def only(self, rows: list[int]) -> Self:
+        """Give a core of some of its latents, in this order."""
+        return replace(
+            self,
+            W_enc=self.W_enc[:, rows],
+            W_dec=self.W_dec[rows],
+            b_enc=self.b_enc[rows],
+            threshold=self.threshold[rows],
+            latents=[self.latents[row] for row in rows] if self.latents else [],
+        )
+
     def require_provenance(self, provenance: Provenance) -> None:
         """Refuse activations that differ from those that this core was found on.
 
