@@ -9,7 +9,18 @@ from typing import Annotated, Any
 
 import typer
 
-from dmsae.commands import configuring, jobs, keys, latents, owners, pulling, queue, submitting, watching
+from dmsae.commands import (
+    configuring,
+    jobs,
+    keys,
+    latents,
+    owners,
+    probing,
+    pulling,
+    queue,
+    submitting,
+    watching,
+)
 from dmsae.commands.options import (
     DEFAULT_DATA,
     NAMED_PROFILE,
@@ -36,7 +47,7 @@ HELP = """Train Distilled Matryoshka Sparse Autoencoders, and ask of each latent
   dmsae --profile lab config set url https://dmsae.lab.example
 
 Exit status: 0 done; 1 refused or failed; 2 the command line is wrong; 3 the service does not answer; of
-`watch` also 4 the job failed, 5 it was cancelled.
+`watch` and `probe` also 4 the job failed, 5 it was cancelled.
 """
 NOT_REACHED = 3
 
@@ -45,6 +56,7 @@ app.add_typer(configuring.config_app, name="config")
 app.add_typer(keys.keys_app, name="keys")
 app.add_typer(owners.owners_app, name="owners")
 app.add_typer(jobs.job_app, name="job")
+app.add_typer(probing.probe_app, name="probe")
 app.add_typer(queue.queue_app, name="queue")
 app.command("lineage")(latents.show_lineage)
 app.command("latent")(latents.show_latent)

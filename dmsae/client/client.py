@@ -7,6 +7,7 @@ from typing import Any, Self
 from dmsae.client.answers import error_of
 from dmsae.client.calls import Answer, Request, pages
 from dmsae.client.latents import Cores, Latents
+from dmsae.client.probes import Probes
 from dmsae.client.profiles import find_api
 from dmsae.client.resources import Distillations, Groups, Jobs, Uploads
 from dmsae.client.rows import AsyncRows, Rows
@@ -55,6 +56,7 @@ class Client:
         self.distillations = Distillations(self._sender)
         self.jobs = WatchableJobs(self._sender)
         self.groups = Groups(self._sender)
+        self.probes = Probes(self._sender)
         self.uploads = Uploads(self._sender)
         self.latents = Latents(self._sender)
         self.cores = Cores(self._sender)
@@ -110,6 +112,7 @@ class AsyncClient:
         self.distillations = Distillations(self._sender)
         self.jobs = Jobs(self._sender)
         self.groups = Groups(self._sender)
+        self.probes = Probes(self._sender)
         self.uploads = Uploads(self._sender)
         self.latents = Latents(self._sender)
         self.cores = Cores(self._sender)

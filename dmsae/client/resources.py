@@ -54,7 +54,7 @@ class Distillations(Resource[S]):
     @call
     def wait(self, job_id: str, *, timeout_s: float | None = None) -> Steps[Answer]:
         """Wait until the job has ended, and give it; see `Jobs.wait`."""
-        return (yield from _wait(job_id, timeout_s))
+        return (yield from wait_for_end(job_id, timeout_s))
 
     @call
     def cycles(self, job_id: str) -> Steps[list[Answer]]:
@@ -133,7 +133,7 @@ class Jobs(Resource[S]):
             TimeoutError: it has not ended within `timeout_s`.
             Unavailable: the API does not come back.
         """
-        return (yield from _wait(job_id, timeout_s))
+        return (yield from wait_for_end(job_id, timeout_s))
 
     @call
     def cancel(self, job_id: str) -> Steps[Answer]:
@@ -261,7 +261,8 @@ def _items(path: str, query: Mapping[str, Any] | None = None) -> Steps[list[Answ
     return list(answer["items"])
 
 
-def _wait(job_id: str, timeout_s: float | None) -> Steps[Answer]:
+def wait_for_end(job_id: str, timeout_s: float | None) -> Steps[Answer]:
+    """Wait until a job has ended, and give it; see `Jobs.wait`."""
     ends_at = None if timeout_s is None else time.monotonic() + timeout_s
     job: Answer = yield Request("GET", f"/jobs/{job_id}")
     n_failed = 0
