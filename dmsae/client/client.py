@@ -1,10 +1,9 @@
 """Clients of the HTTP API, for scripts and the command line; they need the base install only."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping
 from types import TracebackType
 from typing import Any, Self
 
-from dmsae.client.answers import error_of
 from dmsae.client.calls import Answer, Request, pages
 from dmsae.client.latents import Cores, Latents
 from dmsae.client.probes import Probes
@@ -12,7 +11,7 @@ from dmsae.client.profiles import find_api
 from dmsae.client.resources import Distillations, Groups, Jobs, Uploads
 from dmsae.client.rows import AsyncRows, Rows
 from dmsae.client.senders import AsyncSender, Sender
-from dmsae.client.watching import Refused, follow
+from dmsae.client.watching import follow, follow_async
 
 __all__ = ["Answer", "AsyncClient", "Client"]
 
@@ -29,10 +28,20 @@ class WatchableJobs(Jobs[Sender]):
             NotFound: there is no such job.
             Unavailable: the API does not come back.
         """
-        try:
-            yield from follow(self._sender.http, job_id, after=after)
-        except Refused as refused:
-            raise error_of(refused.response) from refused
+        return follow(self._sender.http, job_id, after=after)
+
+
+class AsyncWatchableJobs(Jobs[AsyncSender]):
+    """The same, awaited."""
+
+    def watch(self, job_id: str, *, after: int = 0) -> AsyncIterator[Answer]:
+        """Go through events as they happen, each once, until the job has ended; breaks are gone over.
+
+        Raises:
+            NotFound: there is no such job.
+            Unavailable: the API does not come back.
+        """
+        return follow_async(self._sender.http, job_id, after=after)
 
 
 class Client:
@@ -110,7 +119,7 @@ class AsyncClient:
         api = find_api(url, key, profile=profile)
         self._sender = AsyncSender(api.url or DEFAULT_URL, api.key, timeout_s)
         self.distillations = Distillations(self._sender)
-        self.jobs = Jobs(self._sender)
+        self.jobs = AsyncWatchableJobs(self._sender)
         self.groups = Groups(self._sender)
         self.probes = Probes(self._sender)
         self.uploads = Uploads(self._sender)

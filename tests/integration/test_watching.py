@@ -1,5 +1,6 @@
 """Event streams and long-polls over two API processes: every event once, in order, and none held up."""
 
+import asyncio
 import json
 import socket
 import threading
@@ -15,7 +16,7 @@ from sqlalchemy import text
 from typer.testing import CliRunner
 
 from dmsae.cli import app
-from dmsae.client.client import Client
+from dmsae.client.client import AsyncClient, Client
 from dmsae.errors import NotFound
 from dmsae.service import cancelling
 from dmsae.service.database import Database
@@ -333,3 +334,9 @@ def test_the_client_follows_a_job_to_its_end_and_the_command_line_ends_as_the_jo
         assert seen == list(range(1, site.count_events(job_id) + 1))
         with pytest.raises(NotFound):
             next(client.jobs.watch("job_none"))
+
+    async def watch() -> list[int]:
+        async with AsyncClient(url) as client:
+            return [event["seq"] async for event in client.jobs.watch(job_id, after=1)]
+
+    assert asyncio.run(watch()) == seen[1:]
