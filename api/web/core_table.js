@@ -9,7 +9,7 @@ import { latentLink, originText } from "/ui/latent_names.js";
 import { liveTable, sortRows } from "/ui/live_tables.js";
 import { get, withQuery } from "/ui/service.js";
 
-const PAGE = 200;
+const PAGE = 100;
 const LARGEST_PAGE = 1000;
 const MOST = 5000;
 const AS_STORED = { name: "Place", isDown: false };

@@ -8,7 +8,8 @@ import { onTheme, themeInUse } from "/ui/themes.js";
 /** A figure: `path` without its ending (`/jobs/ID/figures/origins`), `alt` for those who cannot see it. The box
  * has `again(query?)`, which draws it anew. */
 export function figureBox(path, { title, alt, query = {}, signal, height = "22rem" }) {
-  const place = h("div", { class: "drawing", style: { "min-height": height } }, loading("Drawing …", height));
+  const scrolls = { tabindex: "0", role: "region", "aria-label": title };
+  const place = h("div", { class: "drawing", ...scrolls, style: { "min-height": height } }, loading("Drawing …", height));
   const save = ["svg", "png", "csv"].map((kind) => button(kind.toUpperCase(), () => download(kind), { kind: "quiet" }));
   const box = h(
     "figure",

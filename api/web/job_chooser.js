@@ -26,13 +26,13 @@ export class JobChooser {
 
   /** Choose jobs by id, and all of a group, as an address names them. */
   async begin(ids, groupId) {
+    await this.find();
     await this.guarded(async () => {
       if (groupId) await this.addGroup(groupId);
       const jobs = await Promise.all(ids.map((id) => get(`/jobs/${encodeURIComponent(id)}`, { signal: this.signal })));
       for (const job of jobs) this.chosen.set(job.id, job);
     });
     this.paint();
-    await this.find();
   }
 
   later() {

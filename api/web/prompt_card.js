@@ -6,7 +6,7 @@ import { fill, h, say } from "/ui/dom.js";
 import { duration, figure, percent } from "/ui/format.js";
 import { jobLink } from "/ui/latent_names.js";
 import { get, send, watchJob } from "/ui/service.js";
-import { firingText, shades, visible } from "/ui/snippets.js";
+import { firingText, shades, visible } from "/ui/firing_texts.js";
 
 const LONGEST = 20_000;
 const OVER = ["succeeded", "failed", "cancelled"];

@@ -5,7 +5,7 @@ import { card, empty, facts, failure, loading, table } from "/ui/components.js";
 import { fill, h } from "/ui/dom.js";
 import { figure } from "/ui/format.js";
 import { get, withQuery } from "/ui/service.js";
-import { shades, snippetList, visible } from "/ui/snippets.js";
+import { shades, snippetList, visible } from "/ui/firing_texts.js";
 
 const N_OPEN = 1;
 

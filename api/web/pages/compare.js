@@ -1,14 +1,13 @@
 // Several jobs beside each other, over k or over seeds: distilled against its controls, with error bars, and
 // what each core's latents are worth against how often they fire.
 
-import { card, empty, failure, pageHead, select, table } from "/ui/components.js";
-import { readCsv } from "/ui/csv.js";
+import { card, empty, failure, labelled, pageHead, select, table } from "/ui/components.js";
 import { fill, h } from "/ui/dom.js";
 import { figureBox } from "/ui/figures.js";
 import { DASH, figure, jobTitle } from "/ui/format.js";
 import { JobChooser } from "/ui/job_chooser.js";
 import { jobLink } from "/ui/latent_names.js";
-import { blob, withQuery } from "/ui/service.js";
+import { get, withQuery } from "/ui/service.js";
 
 const PATH = "/figures/compare";
 const OVERS = [
@@ -27,7 +26,7 @@ class ComparePage {
     this.signal = signal;
     this.turn = 0;
     this.chooser = new JobChooser(signal, () => this.draw());
-    this.over = select(OVERS, over, { id: "over", onchange: () => this.draw() });
+    this.over = select(OVERS, over, { onchange: () => this.draw() });
     this.drawn = h("div", {});
     this.controls = h("div", { role: "status" });
     this.values = h("div", {});
@@ -36,7 +35,7 @@ class ComparePage {
   }
 
   nodes() {
-    const over = h("div", { class: "field narrow" }, h("label", { for: "over" }, "Over"), this.over);
+    const over = h("div", { class: "filters" }, labelled("Over", this.over));
     this.results = [
       card("Side by side", over, this.controls, this.drawn),
       card("The values", this.values),
@@ -68,8 +67,8 @@ class ComparePage {
     this.drawDensities();
     const turn = (this.turn += 1);
     try {
-      const text = await (await blob(withQuery(`${PATH}.csv`, query), { signal: this.signal })).text();
-      if (turn === this.turn) this.showValues(readCsv(text));
+      const found = await get(withQuery(PATH, query), { signal: this.signal });
+      if (turn === this.turn) this.showValues(found);
     } catch (error) {
       if (this.signal.aborted || turn !== this.turn) return;
       fill(this.controls);
@@ -90,11 +89,10 @@ class ComparePage {
     fill(this.densities, [...this.chooser.chosen.values()].map((job) => kept.get(job.id) ?? densityBox(job, this.signal)));
   }
 
-  showValues(rows) {
-    const missing = rows.filter((row) => row.measure === "");
-    const found = rows.filter((row) => row.measure !== "");
-    fill(this.controls, controlNotes(missing, found));
-    fill(this.values, found.length ? valueTable(found) : empty("None of these jobs has figures to compare (yet)."));
+  showValues(found) {
+    fill(this.controls, controlNotes(found));
+    const none = empty("None of these jobs has figures to compare (yet).");
+    fill(this.values, found.estimates.length ? [barsNote(found), valueTable(found)] : none);
   }
 }
 
@@ -106,27 +104,44 @@ function densityBox(job, signal) {
 }
 
 /** Whether what is owed to width alone can be told apart: said plainly either way. */
-function controlNotes(missing, found) {
-  if (missing.length) {
-    const sentences = missing.map(({ arm, setup, k, note }) => h("li", {}, `${arm}${setup ? ` (${setup})` : ""}, k = ${k}: ${note}`));
-    return h("div", { class: "failure warn" }, h("p", {}, "⚠ A width-matched control without a core is missing:"), h("ul", {}, sentences));
-  }
-  return found.length ? h("p", { class: "small" }, "✓ Wherever a core makes an SAE wider, one without a core and as wide is among them.") : null;
+function controlNotes({ jobs, missing_controls: missing, left_out: leftOut }) {
+  const added = jobs.filter((job) => !job.is_named);
+  const links = (ids) => ids.map((id, i) => [i ? ", " : "", jobLink(id)]);
+  return [
+    missing.length ? missingNote(missing) : null,
+    added.length ? h("p", { class: "small" }, "✓ Put beside them, as wide and without a core: ", links(added.map((job) => job.job_id)), ".") : null,
+    missing.length || added.length ? null : h("p", { class: "small" }, "✓ None needs a width-matched control that is not among them."),
+    leftOut.length ? h("p", { class: "small" }, "Left out, since they have not succeeded (yet): ", links(leftOut), ".") : null,
+  ];
 }
 
-function valueTable(rows) {
-  const number = (text) => (text === "" ? null : Number(text));
+function missingNote(missing) {
+  const line = ({ arm, setup, k, sentence }) => h("li", {}, `${arm}${setup ? ` (${setup})` : ""}, k = ${k}: ${sentence}`);
+  return h("div", { class: "failure warn" }, h("p", {}, "⚠ A width-matched control without a core is missing."), h("ul", {}, missing.map(line)));
+}
+
+const barsNote = ({ error_bars: bars }) => h("p", { class: "small" }, `SD and error bars: ${bars}. Of the CE increase less is better.`);
+
+function valueTable({ jobs, estimates }) {
+  const weak = new Set(jobs.filter((job) => job.is_weak_control).map((job) => job.job_id));
+  const isWeak = (found) => found.jobs.some((id) => weak.has(id));
   const columns = [
-    { name: "Measure", show: (row) => row.measure.replaceAll("_", " ") },
-    { name: "Built around", show: (row) => row.arm },
-    { name: "Setup", show: (row) => row.setup || DASH },
-    { name: "k", is_number: true, show: (row) => row.k },
-    { name: "At", is_number: true, title: "The k or seed; all: over all seeds", show: (row) => row.at },
-    { name: "Mean", is_number: true, show: (row) => figure(number(row.mean)) },
-    { name: "± SD", is_number: true, title: "Sample standard deviation; none of a single job", show: (row) => figure(number(row.sd), 2) },
-    { name: "n", is_number: true, show: (row) => row.n },
-    { name: "Jobs", show: (row) => row.jobs.split(" ").filter(Boolean).map((id, i) => [i ? ", " : "", jobLink(id)]) },
-    { name: "Note", show: (row) => row.note || DASH },
+    { name: "Measure", show: ({ measure }) => measureName(measure) },
+    { name: "Built around", show: (found) => found.arm },
+    { name: "Setup", show: (found) => found.setup || DASH },
+    { name: "k", is_number: true, show: (found) => String(found.k) },
+    { name: "At", is_number: true, title: "The k or seed; all: over all seeds", show: (found) => String(found.at) },
+    { name: "Mean", is_number: true, show: (found) => figure(found.mean) },
+    { name: "± SD", is_number: true, show: (found) => figure(found.sd, 2) },
+    { name: "n", is_number: true, show: (found) => String(found.n) },
+    { name: "Jobs", show: (found) => found.jobs.map((id, i) => [i ? ", " : "", jobLink(id)]) },
+    { name: "Note", show: (found) => (isWeak(found) ? "weak control: more than half of it is the distilled core" : DASH) },
   ];
-  return table(columns, rows, { caption: "Mean and standard deviation of each measure, by what the SAE is built around" });
+  return table(columns, estimates, { caption: "Mean and standard deviation of each measure, by what the SAE is built around" });
+}
+
+/** `ce_increase_first` is that of the most nested prefix. */
+function measureName(name) {
+  const words = name.replace(/_first$/, "").replaceAll("_", " ").replace("ce ", "CE ");
+  return name.endsWith("_first") ? `${words}, first prefix` : words;
 }

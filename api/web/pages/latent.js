@@ -51,7 +51,7 @@ function corePicker(places, choose) {
     id: "core",
     onchange: () => choose(places[Number(field.value)]),
   });
-  return h("div", { class: "filters" }, h("div", { class: "field" }, h("label", { for: "core" }, "As which core has it"), field));
+  return h("div", { class: "filters" }, h("div", { class: "field" }, h("label", { for: "core" }, "Texts and prompts as of the core of"), field));
 }
 
 function originCard(story) {
@@ -93,9 +93,17 @@ function descendantsCard(story, signal) {
   return card("Descendants", about, story.descendants.length ? list : empty("No other job carries it."), wrong, more);
 }
 
+/** A job that carries it; its path there is shown when it is asked for. */
 function descendant(path, story) {
-  const body = h("div", {}, pathTable(path, story));
-  return h("details", { class: "descendant" }, h("summary", {}, pathHead(path), `: ${pathSentence(path)}`), body);
+  const name = path.name ?? `…${path.job_id.slice(-8)}`;
+  const body = h("div", { hidden: true });
+  const open = button("Its path there", () => {
+    if (!body.firstChild) fill(body, pathTable(path, story));
+    body.hidden = !body.hidden;
+    open.setAttribute("aria-expanded", String(!body.hidden));
+  }, { "aria-expanded": "false" });
+  const head = h("p", {}, pathHead(path), `: ${pathSentence(path)}`);
+  return h("div", { class: "descendant", role: "group", "aria-label": `In ${name}` }, head, open, body);
 }
 
 function matchesCard({ matches, has_more_matches: hasMore }) {
