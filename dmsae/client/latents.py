@@ -28,6 +28,19 @@ class Latents(Resource[S]):
             cursor = more["next_cursor"]
         return {**story, "descendants_cursor": None}
 
+    @call
+    def snippets(self, latent_id: str, *, core_id: str | None = None) -> Steps[Answer]:
+        """Give texts at which a latent fires, its density and logit lens, as a core's cycle stored them.
+
+        By default of the latest core that holds it.
+
+        Raises:
+            NotFound: there is no such latent or core, or its cycle stored none.
+        """
+        query = {} if core_id is None else {"core": core_id}
+        answer: Answer = yield Request("GET", f"/latents/{latent_id}/snippets", query=query)
+        return answer
+
     @listing
     def of_job(self, job_id: str) -> RowSteps:
         """Go through every latent that a core of a distillation or training held, each with its path.

@@ -7,7 +7,10 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from dmsae.client.client import Client
 from dmsae.commands.options import DEFAULT_DATA, AsJson, Data, JobId, Key, Url, connect, print_lines
+from dmsae.commands.snippets import print_snippets
+from dmsae.errors import NotFound
 
 Most = Annotated[int, typer.Option("--most", min=1, help="Stop after so many.")]
 
@@ -31,16 +34,20 @@ def show_lineage(
 
 def show_latent(
     latent_id: Annotated[str, typer.Argument(help="Id of the latent: JOB.CYCLE.INDEX.")],
+    core: Annotated[
+        str | None, typer.Option("--core", help="Texts as this core's cycle saw them; else the latest's.")
+    ] = None,
     as_json: AsJson = False,
     url: Url = None,
     key: Key = None,
     data: Data = DEFAULT_DATA,
 ) -> None:
-    """Tell one latent's whole story: selections, who descends from it, and who matches it."""
+    """Tell one latent's whole story: selections, descendants, matches, and texts at which it fires."""
     with connect(url, key, data) as client:
         story = client.latents.get(latent_id)
+        snippets, why_none = _snippets_of(client, latent_id, core)
     if as_json:
-        print_lines([story])
+        print_lines([{**story, "snippets": snippets}])
         return
     console = Console()
     console.print(f"{latent_id}: learned in cycle {story['origin_cycle']} of {story['origin_job_id']}")
@@ -51,6 +58,10 @@ def show_latent(
             told = (match["decoder_cosine"], match["firing_correlation"], match["best_cosine_random"])
             table.add_row(match["latent_id"], *map(_cell, told))
         console.print(table)
+    if snippets is None:
+        console.print(why_none, highlight=False, markup=False)
+    else:
+        print_snippets(console, snippets)
 
 
 def list_latents(
@@ -95,6 +106,16 @@ def list_latents(
                 latent["latent_id"], latent["origin_kind"], *(_cell(latent[name]) for name in names)
             )
         Console().print(table)
+
+
+def _snippets_of(client: Client, latent_id: str, core: str | None) -> tuple[dict[str, Any] | None, str]:
+    """Give the texts at which a latent fires, or why there are none; of a core that is named they must be."""
+    try:
+        return client.latents.snippets(latent_id, core_id=core), ""
+    except NotFound as absent:
+        if core is not None:
+            raise
+        return None, absent.message
 
 
 def _path_table(paths: list[dict[str, Any]]) -> Table:

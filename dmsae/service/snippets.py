@@ -111,8 +111,8 @@ def find_snippets(session: Session, public_id: str, *, core_id: str | None = Non
     if found.records_key is None or found.places_key is None:
         why = "was given to it" if found.is_given else f"was selected by its cycle {found.cycle_index}"
         about = f"core {found.core_id!r} of {found.job_id!r}, which {why}"
-        rule = "no text snippets are stored: only cycles that ran with them store them, for what they select"
-        raise NotFound(f"For {about}, {rule}.", id=found.core_id)
+        rule = "no text snippets are stored: a cycle that ran with them stores them of what it selects"
+        raise NotFound(f"For {about}, {rule}; `core` names another core.", id=found.core_id)
     return SnippetPlace(public_id, *found[:6])
 
 
@@ -130,7 +130,7 @@ def read_snippets(store: ObjectStore, place: SnippetPlace) -> SnippetRecord:
         raise NotFound(f"No text snippets of latent {place.latent_id!r} are stored: {rule}.")
     if not 0 < end - start <= MOST_STORED_BYTES:
         raise _differ(place)
-    return _parse(store.read_range(place.records_key, start, end - start), place)
+    return _parse(_read(store, place.records_key, start, end - start, place), place)
 
 
 def _holders(latent_id: int) -> Select[Any]:
@@ -170,11 +170,19 @@ def _why_none(session: Session, public_id: str, core_id: str | None) -> str:
 
 
 def _read_place(store: ObjectStore, place: SnippetPlace) -> tuple[int, int]:
-    lines = store.read_range(place.places_key, PLACE_BYTES * place.core_index, 2 * PLACE_BYTES)
+    first, n_bytes = PLACE_BYTES * place.core_index, 2 * PLACE_BYTES
+    lines = _read(store, place.places_key, first, n_bytes, place)
     digits = lines.split(b"\n")
     if len(lines) != 2 * PLACE_BYTES or not all(each.isdigit() for each in digits[:2]) or digits[2:] != [b""]:
         raise _differ(place)
     return int(digits[0]), int(digits[1])
+
+
+def _read(store: ObjectStore, key: str, start: int, n_bytes: int, place: SnippetPlace) -> bytes:
+    try:
+        return store.read_range(key, start, n_bytes)
+    except NotFound as gone:  # a row says that it is there
+        raise _differ(place) from gone
 
 
 def _parse(stored: bytes, place: SnippetPlace) -> SnippetRecord:
