@@ -20,7 +20,7 @@ export function signIn(root, refusal, { done }) {
       done();
     } catch (error) {
       useKey(had);
-      field.refuse(error.message);
+      field.refuse(error.code === "unauthorized" ? "This is not a valid key of this service." : error.message);
       field.focus();
     }
   }
