@@ -139,13 +139,17 @@ def find_call(method: str, path: str) -> Any:
     wanted = path.split("?")[0].rstrip("/.").split("/")
     for known, operations in openapi()["paths"].items():
         parts = known.split("/")
-        fits = len(parts) == len(wanted) and all(
-            part == word or (part.startswith("{") and (re.match(r"[{$A-Z]", word) or "_" in word))
-            for part, word in zip(parts, wanted, strict=True)
-        )
+        fits = len(parts) == len(wanted) and all(map(_fits, parts, wanted))
         if fits and method.lower() in operations:
             return operations[method.lower()]
     return True if path in SERVED and method == "GET" else None
+
+
+def _fits(part: str, word: str) -> bool:
+    """Tell whether a word can stand for a part of a path: `{id}`, `ID`, `$ID` or an id for a variable one."""
+    if part.startswith("{") and part.count("{") == 1 and part.endswith("}"):
+        return bool(re.match(r"[{$A-Z]", word)) or "_" in word
+    return re.fullmatch(re.sub(r"\\{\w+\\}", r"[\\w{}]+", re.escape(part)), word) is not None
 
 
 def refuse_body(method: str, path: str, body: Any) -> Iterator[str]:
