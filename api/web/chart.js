@@ -3,9 +3,9 @@
 import { fill, h, svg } from "/ui/dom.js";
 import { count, figure } from "/ui/format.js";
 
-const WIDTH = 560;
-const HEIGHT = 210;
-const MARGIN = { left: 56, right: 10, top: 10, bottom: 32 };
+const WIDTH = 380;
+const HEIGHT = 200;
+const MARGIN = { left: 48, right: 8, top: 10, bottom: 36 };
 const DASHES = ["none", "6 3", "2 3", "9 3 2 3"];
 const COLOURS = 8;
 
@@ -59,7 +59,7 @@ function axes(xs, ys, place, xName) {
     svg("line", { class: "axis", x1: MARGIN.left, x2: WIDTH - MARGIN.right, y1: place.y(value), y2: place.y(value) }),
     svg("text", { x: MARGIN.left - 6, y: place.y(value) + 4, "text-anchor": "end" }, figure(value, 3)),
   ]);
-  const columns = ticks(xs, 4).map((value) =>
+  const columns = ticks(xs, 3).map((value) =>
     svg("text", { x: place.x(value), y: bottom + 14, "text-anchor": "middle" }, count(value)),
   );
   const name = svg("text", { x: WIDTH - MARGIN.right, y: HEIGHT - 4, "text-anchor": "end" }, xName);
@@ -76,7 +76,7 @@ function range(values) {
 
 function padded([low, high]) {
   const room = high > low ? (high - low) * 0.06 : Math.abs(high) * 0.1 || 1;
-  return [low - room, high + room];
+  return [low >= 0 ? Math.max(0, low - room) : low - room, high + room];
 }
 
 function scale([low, high], from, to) {

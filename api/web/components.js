@@ -1,7 +1,7 @@
 // Which pieces are pages made of? State badges, cards, tables, tabs, dialogs, and what stands where nothing does.
 
 import { fill, h, say } from "/ui/dom.js";
-import { figure } from "/ui/format.js";
+import { DASH, figure } from "/ui/format.js";
 import { Refusal } from "/ui/service.js";
 
 const MARKS = {
@@ -157,6 +157,11 @@ export function labelled(text, field, { hint } = {}) {
   return h("div", { class: "field" }, h("label", { for: id }, text), field, help, wrong);
 }
 
+/** A sentence whose `words in backticks` are code. */
+export function prose(text) {
+  return text.split("`").map((part, index) => (index % 2 ? h("code", {}, part) : part));
+}
+
 /** A choice: `options` are texts, or [value, text]. */
 export function select(options, value, attributes = {}) {
   const field = h("select", attributes, options.map((one) => {
@@ -168,9 +173,9 @@ export function select(options, value, attributes = {}) {
 
 /** A big number with a word below it. */
 export function stat(word) {
-  const value = h("span", { class: "value" }, "–");
+  const value = h("span", { class: "value" }, DASH);
   const box = h("div", { class: "stat" }, value, h("span", { class: "word" }, word));
-  box.set = (shown) => say(value, typeof shown === "number" ? figure(shown) : shown);
+  box.set = (shown) => say(value, typeof shown === "number" ? figure(shown) : (shown ?? DASH));
   return box;
 }
 

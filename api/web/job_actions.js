@@ -11,8 +11,8 @@ export class Actions {
     this.id = id;
     this.signal = signal;
     this.refusal = h("div", {});
-    this.cancel = button("Cancel", () => this.doAfter("cancel", CANCEL));
-    this.retry = button("Retry", () => this.doAfter("retry", RETRY));
+    this.cancel = button("Cancel", () => this.doAfter("cancel", CANCEL), { disabled: true });
+    this.retry = button("Retry", () => this.doAfter("retry", RETRY), { disabled: true });
     this.clone = h("a", { class: "button", href: `#/submit?clone=${id}` }, "Clone");
     this.lineage = h("a", { class: "button primary", href: `#/jobs/${id}/lineage` }, "Lineage");
     this.compare = h("a", { class: "button", href: `#/compare?jobs=${id}` }, "Compare");

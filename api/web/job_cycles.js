@@ -32,8 +32,7 @@ export class Cycles {
     const head = h("tr", {}, h("td", {}), cycles.map(({ index }) => h("th", { scope: "col", class: "number" }, `Cycle ${index}`)));
     const states = h("tr", {}, h("th", { scope: "row" }, "State"), this.states);
     const body = this.rows.map((row, index) => h("tr", {}, h("th", { scope: "row", title: row.title }, row.name), this.cells[index]));
-    const width = `${12 + 8 * cycles.length}rem`;
-    const shown = h("table", { class: "sides", style: { width } }, h("thead", {}, head), h("tbody", {}, states, body));
+    const shown = h("table", { class: "sides", style: { "--n": cycles.length } }, h("thead", {}, head), h("tbody", {}, states, body));
     fill(this.place, scrolling("Cycles side by side", shown));
   }
 }

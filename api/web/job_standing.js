@@ -13,18 +13,18 @@ export const isFinal = (job) => FINAL.has(job.state);
 /** The card of a job's standing; `show(job)` fills it anew where it stands. */
 export class Standing {
   constructor() {
-    this.state = h("span", {});
+    this.state = h("p", {});
     this.why = h("p", { class: "why" });
     this.advice = h("p", { class: "why small" });
     this.bar = bar("Of the whole job");
     this.stats = {
-      cycle: stat("cycle"), phase: stat("phase"), tokens: stat("tokens of this cycle"), speed: stat("tokens/s"),
+      cycle: stat("cycle"), phase: stat("phase"), tokens: stat("tokens of cycle"), speed: stat("tokens/s"),
       left: stat("time left"), loss: stat("training loss"), l0: stat("L0"), variance: stat("explained variance"),
     };
     this.times = h("p", { class: "small" });
     const boxes = h("div", { class: "stats" }, Object.values(this.stats));
-    const heading = h("div", { class: "tools" }, this.state, this.why);
-    this.element = card(null, h("h2", { class: "unseen" }, "Where it stands"), heading, this.advice, this.bar, boxes, this.times);
+    const heading = h("h2", { class: "unseen" }, "Where it stands");
+    this.element = card(null, heading, this.state, this.why, this.advice, this.bar, boxes, this.times);
   }
 
   show(job) {

@@ -1,7 +1,7 @@
 // How does a JSON schema become a form? A field for each property, found by its path (`sae.k`) when the API
 // refuses one. Nothing is checked here: what cannot be read as its type is sent as it is, and the API says why not.
 
-import { labelled, select } from "/ui/components.js";
+import { labelled, prose, select } from "/ui/components.js";
 import { fill, h } from "/ui/dom.js";
 import { plain } from "/ui/format.js";
 import { shapeOf } from "/ui/schemas.js";
@@ -14,9 +14,10 @@ export class ObjectField {
     this.path = path;
     const entries = Object.entries(shape.properties).filter(([name]) => !without.includes(name));
     this.fields = new Map(
-      entries.map(([name, schema]) => [name, fieldOf(path ? `${path}.${name}` : name, name, schema, components)]),
+      entries.map(([name, schema]) => [name, fieldOf(path ? `${path}.${name}` : name, schema, components)]),
     );
-    this.element = h("div", { class: "fields" }, [...this.fields.values()].map((field) => field.element));
+    const inOrder = [...this.fields.values()].sort((one, other) => one.size - other.size);
+    this.element = h("div", { class: "fields" }, inOrder.map((field) => field.element));
   }
 
   value({ isWhole = false } = {}) {
@@ -48,22 +49,28 @@ export class ObjectField {
 
 /** A part of the form that folds away. */
 class Section extends ObjectField {
-  constructor(path, name, shape, components) {
+  size = 2;
+
+  constructor(path, shape, components) {
     super(path, shape, components);
-    const about = shape.description ? h("p", { class: "hint" }, shape.description) : null;
-    this.element = h("details", { class: "card" }, h("summary", {}, h("strong", {}, name)), about, this.element);
+    const about = shape.description ? h("p", { class: "hint" }, prose(shape.description)) : null;
+    this.element = h("details", { class: "card" }, h("summary", {}, h("strong", {}, path)), about, this.element);
   }
 }
 
 /** One value: a number, a text, a choice or a list of these. */
 class Leaf {
-  constructor(path, name, shape) {
+  size = 0; // small fields stand before large ones
+
+  constructor(path, shape) {
     this.shape = shape;
     this.input = inputOf(shape);
-    const hint = shape.isNullable ? `${shape.description ?? ""} Write null for none.` : shape.description;
-    this.element = labelled(name, this.input, { hint });
+    const isTold = !shape.isNullable || shape.options || shape.description?.includes("null");
+    const hint = [shape.description, isTold ? null : "Write `null` for none."].filter(Boolean).join(" ");
+    this.element = labelled(path, this.input, { hint: hint ? prose(hint) : null });
     this.input.name = path;
     this.known = undefined;
+    this.hint(shape.fallback ?? undefined);
   }
 
   value({ isWhole }) {
@@ -105,14 +112,17 @@ class Leaf {
 
 /** One of several kinds of object, each with fields of its own; it is sent whole or not at all. */
 class Choice {
-  constructor(path, name, shape, components) {
+  size = 1;
+
+  constructor(path, shape, components) {
     this.path = path;
     this.shape = shape;
     this.components = components;
     this.kinds = Object.keys(shape.kinds);
     this.input = select([[UNSET, "not set"], ...this.kinds], UNSET, { name: path, onchange: () => this.choose() });
     this.place = h("div", {});
-    this.element = h("div", { class: "choice" }, labelled(name, this.input, { hint: shape.description }), this.place);
+    const hint = shape.description ? prose(shape.description) : null;
+    this.element = h("div", { class: "choice" }, labelled(path, this.input, { hint }), this.place);
     this.inner = null;
   }
 
@@ -154,10 +164,10 @@ class Choice {
   }
 }
 
-function fieldOf(path, name, schema, components) {
+function fieldOf(path, schema, components) {
   const shape = shapeOf(schema, components);
-  if (shape.kind === "object") return new Section(path, name, shape, components);
-  return shape.kind === "choice" ? new Choice(path, name, shape, components) : new Leaf(path, name, shape);
+  if (shape.kind === "object") return new Section(path, shape, components);
+  return shape.kind === "choice" ? new Choice(path, shape, components) : new Leaf(path, shape);
 }
 
 function inputOf(shape) {

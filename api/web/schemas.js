@@ -6,7 +6,7 @@ export function bodySchema(document, path) {
   return { schema: resolved(body, document.components.schemas), components: document.components.schemas };
 }
 
-/** Give `{kind, description, isNullable}` with, by kind: `properties` of an object; `tag` and `kinds` of a choice;
+/** Give `{kind, description, isNullable, fallback}` (a text is never null: it may read so) with, by kind: `properties` of an object; `tag` and `kinds` of a choice;
  * `options` of what has few values; `isNumbers` and `isLines` of a list. What fits no field of its own is `json`. */
 export function shapeOf(schema, components) {
   const outer = resolved(schema, components);
@@ -14,9 +14,10 @@ export function shapeOf(schema, components) {
   const inner = variants.find((one) => one.type !== "null") ?? outer;
   const common = {
     description: outer.description ?? inner.description,
-    isNullable: variants.some((one) => one.type === "null"),
+    fallback: outer.default,
   };
-  return { ...common, ...kindOf(inner, outer, components) };
+  const found = kindOf(inner, outer, components);
+  return { ...common, ...found, isNullable: found.kind !== "string" && variants.some((one) => one.type === "null") };
 }
 
 function kindOf(inner, outer, components) {

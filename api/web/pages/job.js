@@ -1,6 +1,6 @@
 // One job: where it stands, its cycles, curves, events, settings and files, live; and what can be done about it.
 
-import { card, failure, pageHead, tabs } from "/ui/components.js";
+import { card, failure, loading, pageHead, tabs } from "/ui/components.js";
 import { fill, h, say } from "/ui/dom.js";
 import { jobTitle } from "/ui/format.js";
 import { Actions } from "/ui/job_actions.js";
@@ -14,20 +14,25 @@ import { get, watchJob } from "/ui/service.js";
 
 export async function show(root, { id }, signal) {
   const actions = new Actions(id, signal);
-  const head = pageHead("Job", ...actions.buttons);
+  const head = pageHead("Job");
   const about = h("p", { class: "about" });
   const parts = {
     standing: new Standing(), cycles: new Cycles(), curves: new Curves(id, signal), events: new Events(id, signal),
   };
   const more = card("More");
-  fill(root, head, about, actions.refusal, parts.standing.element, parts.cycles.element, parts.curves.element, more);
+  const wait = loading();
+  fill(root, head, wait);
   let seen = null;
   await watchJob(id, { signal }, async (job) => {
+    await Promise.all([showCycles(job, parts, seen, signal), parts.events.show()]);
     name(head, about, job);
     actions.show(job);
     parts.standing.show(job);
-    if (seen === null) fill(more, h("h2", { class: "unseen" }, "More"), panels(job, parts.events, signal));
-    await Promise.all([showCycles(job, parts, seen, signal), parts.events.show()]);
+    if (seen === null) {
+      head.lastChild.append(...actions.buttons);
+      fill(more, h("h2", { class: "unseen" }, "More"), panels(job, parts.events, signal));
+      wait.replaceWith(about, actions.refusal, parts.standing.element, parts.cycles.element, parts.curves.element, more);
+    }
     seen = job;
   });
 }

@@ -10,6 +10,9 @@ const ROWS = 50;
 const FILTERS = ["text", "state", "kind", "owner", "model", "tag", "group_id"];
 const RARE = ["tag", "group_id"];
 const STATES = ["queued", "running", "cancelling", "succeeded", "failed", "cancelled"];
+const COLUMNS = [
+  ["Job", ""], ["State", "8.5rem"], ["Where it stands", "34%"], ["Model", "16%"], ["Owner", "10%"], ["Since", "6.5rem"],
+];
 const KINDS = ["distillation", "training", "probe"];
 
 export async function show(root, parameters, signal) {
@@ -60,8 +63,8 @@ class List {
     this.newest = button("Newest", () => this.turn(null));
     this.older = button("Older", () => this.turn(this.next));
     const turning = h("span", { class: "tools" }, this.newest, this.older);
-    const above = h("div", { class: "more" }, this.told, this.fresh);
-    this.element = h("div", { class: "card" }, above, this.table, this.nothing, h("div", { class: "more" }, turning));
+    const above = h("div", { class: "more" }, this.told, this.fresh, turning); // below, it would move with the rows
+    this.element = h("div", { class: "card" }, above, this.table, this.nothing);
     this.nothing.hidden = true;
   }
 
@@ -128,12 +131,11 @@ function told(n, isLater, hasMore) {
 }
 
 function jobTable(rows) {
-  const columns = [
-    { name: "Job", width: "26%" }, { name: "State", width: "8.5rem" }, { name: "Where it stands", width: "34%" },
-    { name: "Model", width: "18%" }, { name: "Owner", width: "11%" }, { name: "Since", width: "6.5rem" },
-  ];
-  const shown = table(columns.map(({ name }) => ({ name, show: () => "" })), [], { caption: "Jobs, the newest first" });
-  shown.querySelectorAll("th").forEach((head, index) => (head.style.width = columns[index].width));
+  const shown = table(COLUMNS.map(([name]) => ({ name, show: () => "" })), [], { caption: "Jobs, the newest first" });
+  shown.querySelectorAll("th").forEach((head, index) => {
+    head.style.width = COLUMNS[index][1];
+    head.classList.toggle("wide", index > 1);
+  });
   shown.querySelector("tbody").append(...rows.map((row) => row.element));
   return shown;
 }
@@ -146,11 +148,13 @@ class Row {
     this.state = h("td", {});
     this.stands = h("span", {});
     this.why = second();
-    this.model = h("td", {});
-    this.owner = h("td", {});
-    this.since = h("td", {});
-    const name = h("td", {}, this.link, this.below);
-    this.element = h("tr", { hidden: true }, name, this.state, h("td", {}, this.stands, this.why), this.model, this.owner, this.since);
+    this.model = h("td", { class: "wide" });
+    this.owner = h("td", { class: "wide" });
+    this.since = h("td", { class: "wide" });
+    this.short = h("span", { class: "second phone" });
+    const name = h("td", {}, this.link, this.below, this.short);
+    const stands = h("td", { class: "wide" }, this.stands, this.why);
+    this.element = h("tr", { hidden: true }, name, this.state, stands, this.model, this.owner, this.since);
   }
 
   show(job) {
@@ -162,6 +166,7 @@ class Row {
     say(this.below, [job.name ? job.kind : null, job.preset, ...job.tags].filter(Boolean).join(" · "));
     if (this.word !== job.state) fill(this.state, badge((this.word = job.state)));
     say(this.stands, standing(job));
+    say(this.short, `${job.owner}: ${standing(job)}`);
     say(this.why, whyOf(job));
     this.why.title = whyOf(job);
     say(this.model, job.model);

@@ -14,12 +14,15 @@ const HIDDEN = ["clone", "set", "chain_index"];
 const PAUSE_MS = 400;
 
 export async function show(root, parameters, signal) {
-  fill(root, pageHead("Submit"), loading());
+  const head = pageHead("Submit");
+  const wait = loading();
+  fill(root, head, wait);
   const source = parameters.clone ? await get(`/jobs/${encodeURIComponent(parameters.clone)}`, { signal }) : null;
   const kind = source?.kind ?? (parameters.kind === "training" ? "training" : "distillation");
   const { schema, components } = bodySchema(await get("/openapi.json", { signal }), `/${kind}s`);
   const form = new Form(kind, { schema, components, source, signal });
-  fill(root, pageHead("Submit", source ? null : kindChoice(kind)), origin(source), form.element);
+  if (!source) head.lastChild.append(kindChoice(kind));
+  wait.replaceWith(h("div", {}, origin(source), form.element));
   await form.tryOut();
 }
 
@@ -51,6 +54,7 @@ class Form {
   }
 
   start() {
+    this.settings.fields.get("sae").element.open = true;
     if (this.source) this.settings.base(this.source.config);
     else if (this.kind === "distillation") this.about.find(["preset"]).input.value = "demo";
   }
@@ -65,7 +69,7 @@ class Form {
       this.refusals,
       h("div", { class: "tools" }, this.go),
     );
-    return h("div", { class: "columns" }, form, h("aside", { "aria-label": "What it would be" }, card("What it would be", this.result)));
+    return h("div", { class: "columns" }, form, h("aside", { "aria-label": "What it would be", tabindex: "0" }, card("What it would be", this.result)));
   }
 
   saying() {
