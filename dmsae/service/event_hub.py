@@ -301,12 +301,13 @@ class _Ears:
             return False
 
     def _has_heard(self, is_watched: Callable[[str], bool]) -> bool:
-        """Take all hints, and tell whether one is of use; a connection that broke is found out by a look."""
+        """Take all hints, and tell whether one is of use; a connection that broke may have swallowed one."""
         if self._driver is None or self._driver.closed:
             return False
         try:
             hints = list(self._driver.notifies(timeout=0))
         except psycopg.Error:
+            self.drop()
             return True
         return any(is_watched(hint.payload) for hint in hints)
 
