@@ -60,7 +60,8 @@ export function promptCard(latentId, signal) {
     "form",
     { class: "prompt", onsubmit: submit },
     labelled("Prompt", text),
-    h("div", { class: "filters" }, labelled("Beside what the model says, say it with the latent", change), strengthBox, h("div", {}, ask)),
+    h("div", { class: "filters" }, labelled("Beside what the model says, say it with the latent", change), strengthBox),
+    h("div", {}, ask),
   );
   const about = h("p", { class: "small" }, "A short job on the queue: where the latent fires in your text, and what the model says next.");
   const box = card("Try it on a text", about, form, told, answer);

@@ -104,13 +104,13 @@ function densityBox(job, signal) {
 }
 
 /** Whether what is owed to width alone can be told apart: said plainly either way. */
-function controlNotes({ jobs, missing_controls: missing, left_out: leftOut }) {
+function controlNotes({ jobs, estimates, missing_controls: missing, left_out: leftOut }) {
   const added = jobs.filter((job) => !job.is_named);
   const links = (ids) => ids.map((id, i) => [i ? ", " : "", jobLink(id)]);
   return [
     missing.length ? missingNote(missing) : null,
     added.length ? h("p", { class: "small" }, "✓ Put beside them, as wide and without a core: ", links(added.map((job) => job.job_id)), ".") : null,
-    missing.length || added.length ? null : h("p", { class: "small" }, "✓ None needs a width-matched control that is not among them."),
+    missing.length || added.length || !estimates.length ? null : h("p", { class: "small" }, "✓ None needs a width-matched control that is not among them."),
     leftOut.length ? h("p", { class: "small" }, "Left out, since they have not succeeded (yet): ", links(leftOut), ".") : null,
   ];
 }

@@ -51,7 +51,7 @@ function corePicker(places, choose) {
     id: "core",
     onchange: () => choose(places[Number(field.value)]),
   });
-  return h("div", { class: "filters" }, h("div", { class: "field" }, h("label", { for: "core" }, "Texts and prompts as of the core of"), field));
+  return h("div", { class: "filters" }, h("div", { class: "field" }, h("label", { for: "core" }, "In the core of"), field));
 }
 
 function originCard(story) {
