@@ -1,9 +1,8 @@
 """Are jobs taken, and is life told of, as fast as ever while many event streams are open?
 
 Services of their own and one real process of the API, as `dmsae up` starts them; `N_STREAMS` streams follow
-jobs that go on telling events; `POST /distillations` comes `RATE` times a second for `LOAD_S` seconds, and
-`GET /healthz` `HEALTH_RATE` times beside it. Each answer is timed from when it was due, so whoever makes it
-wait is seen. Rows:
+jobs of which each tells an event a second, through Postgres, as workers do; `POST /distillations` comes
+`RATE` times a second for `LOAD_S` seconds, and `GET /healthz` `HEALTH_RATE` times beside it. Rows:
 
 - `streams.submit`: 99th percentile of `POST /distillations`, in ms;
 - `streams.healthz`: the same of `GET /healthz`;
@@ -13,22 +12,24 @@ Each says whether its bar `holds`.
 """
 
 import asyncio
+import json
 import sys
 import tempfile
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import httpx
-
+from bench.asking import Asker
 from bench.percentiles import p99_row
 from dmsae.local.passwords import generate_passwords
 from dmsae.local.processes import Child, Program
 from dmsae.local.programs import answers
 from dmsae.local.services import choose_ports, services_in, start_service
+from dmsae.service.database import Database
+from dmsae.service.events import append_event
 from dmsae.service.logs import configure_logs
 from dmsae.service.migrating import migrate
 from dmsae.service.objects import ObjectStore
@@ -59,8 +60,11 @@ def stream_rows(is_wanted: Callable[[str], bool]) -> Iterator[dict[str, Any]]:
     if not is_wanted("streams"):
         return
     with tempfile.TemporaryDirectory(prefix="dmsae-bench-") as folder, ExitStack() as stack:
-        url = started(Path(folder), stack)
-        loaded = asyncio.run(put_under_load(url))
+        api = started(Path(folder), stack)
+        url = api.database_url.replace("postgresql://", "postgresql+psycopg://")
+        database = Database(url, wake_up=str, pool_size=1)
+        stack.callback(database.dispose)
+        loaded = asyncio.run(put_under_load(api.url, database))
     for name, bar_ms in BARS_MS.items():
         yield p99_row(f"streams.{name}", loaded.seconds[name], bar_ms=bar_ms)
     yield {
@@ -73,8 +77,16 @@ def stream_rows(is_wanted: Callable[[str], bool]) -> Iterator[dict[str, Any]]:
     }
 
 
-def started(folder: Path, stack: ExitStack) -> str:
-    """Start services and an API that last as long as the stack; give the API's URL."""
+class Started(NamedTuple):
+    """An API that answers, and its database."""
+
+    url: str
+    database_url: str
+    """psycopg's."""
+
+
+def started(folder: Path, stack: ExitStack) -> Started:
+    """Start services and an API that last as long as the stack."""
     configure_logs("WARNING")
     numbers = choose_ports({}, "api")
     parts = services_in(folder, logs=folder, numbers=numbers, passwords=generate_passwords())
@@ -101,78 +113,38 @@ def started(folder: Path, stack: ExitStack) -> str:
     stack.callback(api.stop)
     api.start()
     api.wait_ready(60)
-    return url
+    return Started(url, settings.database_url.get_secret_value().replace("+psycopg", ""))
 
 
-async def put_under_load(url: str) -> Loaded:
+async def put_under_load(url: str, database: Database) -> Loaded:
     """Open the streams, ask by the clock, and end the jobs that are followed: so each stream ends."""
-    limits = httpx.Limits(max_connections=None, max_keepalive_connections=None)
-    async with httpx.AsyncClient(base_url=url, timeout=60, trust_env=False, limits=limits) as http:
-        job_ids = [await submit(http) for _ in range(N_FOLLOWED)]
+    async with Asker(url) as asker:
+        submission = asker.request("POST", "/distillations", BODY)
+        job_ids = [json.loads(await asker.ask(submission))["id"] for _ in range(N_FOLLOWED)]
         opened = asyncio.Semaphore(0)
         streams = [
-            asyncio.create_task(follow(http, job_ids[i % N_FOLLOWED], opened)) for i in range(N_STREAMS)
+            asyncio.create_task(asker.follow(job_ids[i % N_FOLLOWED], opened)) for i in range(N_STREAMS)
         ]
         for _ in streams:
             await opened.acquire()
-        await by_the_clock(partial(submit, http), rate=RATE, for_s=WARM_S)
+        await asker.ask_by_the_clock(submission, rate=RATE, for_s=WARM_S)
         submits, healths, _ = await asyncio.gather(
-            by_the_clock(partial(submit, http), rate=RATE, for_s=LOAD_S),
-            by_the_clock(partial(ask_health, http), rate=HEALTH_RATE, for_s=LOAD_S),
-            change_notes(http, job_ids, for_s=LOAD_S / 2),
+            asker.ask_by_the_clock(submission, rate=RATE, for_s=LOAD_S),
+            asker.ask_by_the_clock(asker.request("GET", "/healthz"), rate=HEALTH_RATE, for_s=LOAD_S),
+            tell_events(database, job_ids, for_s=LOAD_S),
         )
         for job_id in job_ids:
-            (await http.post(f"/jobs/{job_id}/cancel")).raise_for_status()
+            await asker.ask_for_json("POST", f"/jobs/{job_id}/cancel")
         n_told = sum(await asyncio.gather(*streams))
-        pages = [(await http.get(f"/jobs/{job_id}/events?limit=1000")).json() for job_id in job_ids]
+        pages = [await asker.ask_for_json("GET", f"/jobs/{job_id}/events?limit=1000") for job_id in job_ids]
     n_to_tell = sum(len(pages[i % N_FOLLOWED]["items"]) for i in range(N_STREAMS))
     return Loaded({"submit": submits, "healthz": healths}, n_told, n_to_tell)
 
 
-async def by_the_clock(ask: Callable[[], Awaitable[Any]], *, rate: float, for_s: float) -> list[float]:
-    """Ask so many times a second, whatever the answers take; give what each took from when it was due."""
+async def tell_events(database: Database, job_ids: list[str], *, for_s: float) -> None:
+    """Let one job after the other tell an event, as their workers do: each about once a second."""
     begun = time.perf_counter()
-
-    async def timed(due: float) -> float:
-        await ask()
-        return time.perf_counter() - due
-
-    asked = []
-    for number in range(int(rate * for_s)):
-        due = begun + number / rate
-        await asyncio.sleep(max(0.0, due - time.perf_counter()))
-        asked.append(asyncio.create_task(timed(due)))
-    return list(await asyncio.gather(*asked))
-
-
-async def submit(http: httpx.AsyncClient) -> str:
-    """Submit a distillation, which must be taken."""
-    answer = await http.post("/distillations", json=BODY)
-    answer.raise_for_status()
-    return str(answer.json()["id"])
-
-
-async def ask_health(http: httpx.AsyncClient) -> None:
-    """Ask whether the process lives, which it must."""
-    (await http.get("/healthz")).raise_for_status()
-
-
-async def follow(http: httpx.AsyncClient, job_id: str, opened: asyncio.Semaphore) -> int:
-    """Read a stream to its end; give the number of events."""
-    n_told = 0
-    headers = {"Accept": "text/event-stream"}
-    async with http.stream("GET", f"/jobs/{job_id}/events", headers=headers) as answer:
-        answer.raise_for_status()
-        opened.release()
-        async for line in answer.aiter_lines():
-            n_told += line.startswith("data: ")
-    return n_told
-
-
-async def change_notes(http: httpx.AsyncClient, job_ids: list[str], *, for_s: float) -> None:
-    """Let one job after the other tell an event, so that each does so about once a second."""
-    n_changes = int(for_s * len(job_ids))
-    for number in range(n_changes):
-        answer = await http.patch(f"/jobs/{job_ids[number % len(job_ids)]}", json={"notes": f"{number}"})
-        answer.raise_for_status()
-        await asyncio.sleep(for_s / n_changes)
+    for number in range(int(for_s * len(job_ids))):
+        await asyncio.sleep(max(0.0, begun + number / len(job_ids) - time.perf_counter()))
+        tell = partial(append_event, job_id=job_ids[number % len(job_ids)], kind="told", message=f"{number}")
+        await asyncio.to_thread(database.run, tell)
