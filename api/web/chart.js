@@ -59,7 +59,7 @@ function axes(xs, ys, place, xName) {
     svg("line", { class: "axis", x1: MARGIN.left, x2: WIDTH - MARGIN.right, y1: place.y(value), y2: place.y(value) }),
     svg("text", { x: MARGIN.left - 6, y: place.y(value) + 4, "text-anchor": "end" }, figure(value, 3)),
   ]);
-  const columns = ticks(xs, 3).map((value) =>
+  const columns = ticks(xs, 4).map((value) =>
     svg("text", { x: place.x(value), y: bottom + 14, "text-anchor": "middle" }, count(value)),
   );
   const name = svg("text", { x: WIDTH - MARGIN.right, y: HEIGHT - 4, "text-anchor": "end" }, xName);

@@ -27,9 +27,10 @@ export class Standing {
     this.element = card(null, heading, this.state, this.why, this.advice, this.bar, boxes, this.times);
   }
 
-  show(job) {
+  /** `last`: what is known of the last finished cycle, for when none runs. */
+  show(job, last) {
     const { progress } = job;
-    const latest = progress.latest ?? {};
+    const latest = progress.latest ?? (progress.phase === null ? last : null) ?? {};
     if (this.word !== job.state) fill(this.state, badge((this.word = job.state)));
     say(this.why, whyOf(job));
     say(this.advice, adviceFor(job));
@@ -45,6 +46,15 @@ export class Standing {
     stats.variance.set(percent(latest.explained_variance));
     say(this.times, timesOf(job));
   }
+}
+
+/** The figures of the last finished cycle, named as a trainer's line names them; null before the first. */
+export function lastFigures(cycles, lastLoss) {
+  const last = cycles.findLast(({ state }) => state === "succeeded");
+  if (!last?.metrics) return null;
+  const { n_tokens, l0, explained_variance, phase_seconds } = last.metrics;
+  const tokens_per_s = phase_seconds?.training ? n_tokens / phase_seconds.training : undefined;
+  return { n_tokens, n_tokens_total: n_tokens, l0, explained_variance, tokens_per_s, loss: lastLoss(last.index) };
 }
 
 function whyOf(job) {

@@ -9,7 +9,7 @@ import { Curves } from "/ui/job_curves.js";
 import { Cycles } from "/ui/job_cycles.js";
 import { Events } from "/ui/job_events.js";
 import { filesPanel, outputPanel } from "/ui/job_files.js";
-import { Standing } from "/ui/job_standing.js";
+import { lastFigures, Standing } from "/ui/job_standing.js";
 import { get, watchJob } from "/ui/service.js";
 
 export async function show(root, { id }, signal) {
@@ -27,7 +27,7 @@ export async function show(root, { id }, signal) {
     await Promise.all([showCycles(job, parts, seen, signal), parts.events.show()]);
     name(head, about, job);
     actions.show(job);
-    parts.standing.show(job);
+    parts.standing.show(job, lastFigures(parts.cycles.known ?? [], (index) => parts.curves.lastLoss(index)));
     if (seen === null) {
       head.lastChild.append(...actions.buttons);
       fill(more, h("h2", { class: "unseen" }, "More"), panels(job, parts.events, signal));
