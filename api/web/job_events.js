@@ -5,6 +5,7 @@ import { h } from "/ui/dom.js";
 import { get } from "/ui/service.js";
 
 const PAGE = 500;
+const NEAR_END = 40;
 
 /** The list of events; `show()` asks for those that are new. */
 export class Events {
@@ -12,19 +13,26 @@ export class Events {
     this.id = id;
     this.signal = signal;
     this.after = 0;
+    this.isFollowing = true;
     this.list = h("ol", { class: "events" });
     this.element = h("div", { class: "log", tabindex: "0", role: "log", "aria-label": "Events" }, this.list);
+    this.element.addEventListener("scroll", ({ target }) => {
+      this.isFollowing = target.scrollHeight - target.scrollTop - target.clientHeight < NEAR_END;
+    });
+  }
+
+  /** Go to the newest one, unless somebody reads older ones. */
+  follow() {
+    if (this.isFollowing) this.element.scrollTop = this.element.scrollHeight;
   }
 
   async show() {
     for (;;) {
       const found = await get(`/jobs/${this.id}/events?after=${this.after}&limit=${PAGE}`, { signal: this.signal });
       if (!found.items.length) return;
-      const { element } = this;
-      const isAtEnd = element.scrollHeight - element.scrollTop - element.clientHeight < 40;
       this.list.append(...found.items.map(entry));
       this.after = found.after;
-      if (isAtEnd) element.scrollTop = element.scrollHeight;
+      this.follow();
       if (found.items.length < PAGE) return;
     }
   }

@@ -32,6 +32,7 @@ export async function show(root, { id }, signal) {
       head.lastChild.append(...actions.buttons);
       fill(more, h("h2", { class: "unseen" }, "More"), panels(job, parts.events, signal));
       wait.replaceWith(about, actions.refusal, parts.standing.element, parts.cycles.element, parts.curves.element, more);
+      parts.events.follow();
     }
     seen = job;
   });
