@@ -11,6 +11,7 @@ import typer
 
 from dmsae.commands import (
     configuring,
+    figures,
     jobs,
     keys,
     latents,
@@ -44,6 +45,7 @@ HELP = """Train Distilled Matryoshka Sparse Autoencoders, and ask of each latent
   dmsae watch JOB                       follows it to its end
   dmsae pull JOB --cycle -1 gemma-l12   then SAE.load_from_disk("gemma-l12/cycle_2/sae") in SAELens
   dmsae lineage JOB --json              every latent of its cores, one a line
+  dmsae figure origins JOB              the cycles that its latents come from, as an SVG
   dmsae --profile lab config set url https://dmsae.lab.example
 
 Exit status: 0 done; 1 refused or failed; 2 the command line is wrong; 3 the service does not answer; of
@@ -58,6 +60,7 @@ app.add_typer(owners.owners_app, name="owners")
 app.add_typer(jobs.job_app, name="job")
 app.add_typer(probing.probe_app, name="probe")
 app.add_typer(queue.queue_app, name="queue")
+app.add_typer(figures.figure_app, name="figure")
 app.command("lineage")(latents.show_lineage)
 app.command("latent")(latents.show_latent)
 app.command("latents")(latents.list_latents)

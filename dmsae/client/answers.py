@@ -60,6 +60,17 @@ def read_answer(answer: httpx.Response) -> dict[str, Any]:
         raise DmsaeError(f"{answer.url} answered with no JSON object: is it DMSAE's API?") from error
 
 
+def bytes_of(answer: httpx.Response) -> bytes:
+    """Give an answer as it is.
+
+    Raises:
+        DmsaeError: it is a refusal, as the class of its kind.
+    """
+    if not answer.is_success:
+        raise error_of(answer)
+    return answer.content
+
+
 def error_of(answer: httpx.Response) -> DmsaeError:
     """Turn a problem document into the error of its kind."""
     kind = ERRORS.get(answer.status_code, DmsaeError)

@@ -43,6 +43,14 @@ class Request:
 
 
 @dataclass(frozen=True)
+class Read:
+    """A file of the API's own making, such as a figure; its bytes come back."""
+
+    path: str
+    query: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
 class Pause:
     """So long nothing."""
 
@@ -116,7 +124,7 @@ class Row:
     value: Answer
 
 
-Step = Request | Pause | Put | Fetch
+Step = Request | Read | Pause | Put | Fetch
 Steps = Generator[Step, Any, T]
 RowSteps = Generator[Step | Row, Any, None]
 

@@ -5,6 +5,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from dmsae.client.calls import Answer, Request, pages
+from dmsae.client.figures import Figures
 from dmsae.client.latents import Cores, Latents
 from dmsae.client.probes import Probes
 from dmsae.client.profiles import find_api
@@ -69,6 +70,7 @@ class Client:
         self.uploads = Uploads(self._sender)
         self.latents = Latents(self._sender)
         self.cores = Cores(self._sender)
+        self.figures = Figures(self._sender)
 
     def __enter__(self) -> Self:
         return self
@@ -125,6 +127,7 @@ class AsyncClient:
         self.uploads = Uploads(self._sender)
         self.latents = Latents(self._sender)
         self.cores = Cores(self._sender)
+        self.figures = Figures(self._sender)
 
     async def __aenter__(self) -> Self:
         return self

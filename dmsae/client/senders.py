@@ -8,8 +8,20 @@ from typing import Any, TypeVar
 
 import httpx
 
-from dmsae.client.answers import headers_of, is_loopback, read_answer, refuse_other_version, url_of
-from dmsae.client.calls import Fetch, Fetched, Pause, Put, Request, Row, RowSteps, Step, Steps, unwritable
+from dmsae.client.answers import bytes_of, headers_of, is_loopback, read_answer, refuse_other_version, url_of
+from dmsae.client.calls import (
+    Fetch,
+    Fetched,
+    Pause,
+    Put,
+    Read,
+    Request,
+    Row,
+    RowSteps,
+    Step,
+    Steps,
+    unwritable,
+)
 from dmsae.client.rows import AsyncRows, Rows
 from dmsae.errors import DmsaeError, Unavailable
 
@@ -69,6 +81,9 @@ class Sender:
             VersionMismatch: it is of a version that this client does not understand.
             DmsaeError: any other refusal.
         """
+        return read_answer(self._send(request))
+
+    def _send(self, request: Request) -> httpx.Response:
         try:
             if not self._is_checked and request.method not in READS:
                 refuse_other_version(self.http.request(CHECK.method, CHECK.path))
@@ -77,11 +92,13 @@ class Sender:
             raise _away(self.http.base_url, error) from error
         refuse_other_version(answer)
         self._is_checked = True
-        return read_answer(answer)
+        return answer
 
     def _do(self, step: Step) -> Any:
         if isinstance(step, Request):
             return self.ask(step)
+        if isinstance(step, Read):
+            return bytes_of(self._send(Request("GET", step.path, query=step.query)))
         if isinstance(step, Pause):
             return time.sleep(step.seconds)
         return self._put(step) if isinstance(step, Put) else self._fetch(step)
@@ -156,6 +173,9 @@ class AsyncSender:
             VersionMismatch: it is of a version that this client does not understand.
             DmsaeError: any other refusal.
         """
+        return read_answer(await self._send(request))
+
+    async def _send(self, request: Request) -> httpx.Response:
         try:
             if not self._is_checked and request.method not in READS:
                 refuse_other_version(await self.http.request(CHECK.method, CHECK.path))
@@ -164,11 +184,13 @@ class AsyncSender:
             raise _away(self.http.base_url, error) from error
         refuse_other_version(answer)
         self._is_checked = True
-        return read_answer(answer)
+        return answer
 
     async def _do(self, step: Step) -> Any:
         if isinstance(step, Request):
             return await self.ask(step)
+        if isinstance(step, Read):
+            return bytes_of(await self._send(Request("GET", step.path, query=step.query)))
         if isinstance(step, Pause):
             return await asyncio.sleep(step.seconds)
         return await (self._put(step) if isinstance(step, Put) else self._fetch(step))

@@ -39,7 +39,7 @@ SETTINGS: dict[str, Any] = {
     "grid.linewidth": 0.6,
     "legend.frameon": False,
     "legend.fontsize": 8,
-    "lines.linewidth": 1.4,
+    "lines.linewidth": 1.2,
     "svg.fonttype": "path",
     "svg.hashsalt": "dmsae",
     "text.parse_math": False,
@@ -75,6 +75,11 @@ def drawable(text: str, *, most: int = 200) -> str:
     short = plain if len(plain) <= most else f"{plain[: most - 1]}…"
     known = font_manager.get_font(font_manager.findfont(FONT)).get_charmap()
     return "".join(letter if ord(letter) in known else UNKNOWN for letter in short)
+
+
+def plain_number(value: float, _: object = None) -> str:
+    """Write a tick of a logarithmic axis that spans little: of each decade those at 1, 2 and 5."""
+    return f"{value:g}" if f"{value:e}"[:3] in ("1.0", "2.0", "5.0") else ""
 
 
 def power_of_ten(value: float, _: object = None) -> str:

@@ -1,5 +1,6 @@
 """The comparison: loss recovered, explained variance and CE increase, over k or seeds, with error bars."""
 
+import textwrap
 from collections.abc import Mapping, Sequence
 
 from matplotlib.axes import Axes
@@ -16,21 +17,25 @@ Line = tuple[Series, int | None]
 PREFIXES = ("most nested prefix", "whole SAE")
 SPREAD = 0.5
 """How far apart the points of all lines at one place lie; places are 1 apart."""
+COLUMNS = 2
+"""Of the legend."""
+PANELS_IN, LINE_IN = 5.2, 0.17
+"""Height of all panels, and of a line of legend or notes."""
+LETTERS_PER_IN = 17
 MOST_TOLD = 3
 """Missing controls that are named one by one."""
 
 
 def size_of(data: CompareData) -> tuple[float, float]:
     """Give width and height in inches."""
-    lines = _lines(data)
-    n_notes = 1 + min(len(data.missing), MOST_TOLD + 1) + bool(data.left_out)
-    return min(16.0, max(9.0, 1.5 * len(_places(data)))), 5.2 + 0.19 * (n_notes + (len(lines) + 1) // 2)
+    width = min(16.0, max(9.0, 1.5 * len(_places(data))))
+    return width, PANELS_IN + LINE_IN * (_n_legend_rows(data) + len(_notes(data, width))) + 0.35
 
 
 def paint_compare(figure: Figure, look: Look, data: CompareData) -> None:
     """Draw a panel for each measure of the most nested prefix, and below it of the whole SAE."""
     over = {"k": "over k", "seed": "over seeds"}[data.over]
-    set_title(figure, f"{len(data.jobs)} jobs compared {over}, by their last cycle")
+    set_title(figure, f"{len(data.jobs)} jobs {over}, by the last cycle of each")
     panels = figure.subplots(2, 3, sharex=True).flatten()
     places, estimates = _places(data), list(data.estimates())
     handles: list[ErrorbarContainer] = []
@@ -43,8 +48,20 @@ def paint_compare(figure: Figure, look: Look, data: CompareData) -> None:
         axes.grid(axis="y")
     for axes in panels[3:]:
         axes.set_xlabel("k" if data.over == "k" else "seed")
-    figure.legend(handles=handles, loc="outside lower left", ncols=2)
-    figure.supxlabel("\n".join(_notes(data)), fontsize=7.5, x=0.02, ha="left", color=look.soft, wrap=True)
+    _tell(figure, look, data, handles)
+
+
+def _tell(figure: Figure, look: Look, data: CompareData, handles: Sequence[ErrorbarContainer]) -> None:
+    """Put legend and notes into a band below the panels, which the layout of these leaves free."""
+    width, height = figure.get_size_inches()
+    notes = _notes(data, width)
+    band = (LINE_IN * (_n_legend_rows(data) + len(notes)) + 0.3) / height
+    figure.set_layout_engine("constrained", rect=(0.0, band, 1.0, 1.0 - band))
+    figure.text(
+        0.02, 0.1 / height, "\n".join(notes), fontsize=7.5, color=look.soft, va="bottom", linespacing=1.5
+    )
+    at = (0.012, (LINE_IN * len(notes) + 0.1) / height)
+    figure.legend(handles=handles, loc="lower left", bbox_to_anchor=at, ncols=COLUMNS, borderaxespad=0.0)
 
 
 def _draw(
@@ -95,11 +112,15 @@ def _places(data: CompareData) -> dict[int | str, int]:
     return {value: place for place, value in enumerate(values)}
 
 
-def _notes(data: CompareData) -> list[str]:
-    told = [BARS]
-    told += [drawable(gap.sentence) for gap in data.missing[:MOST_TOLD]]
+def _n_legend_rows(data: CompareData) -> int:
+    return -(-len(_lines(data)) // COLUMNS)
+
+
+def _notes(data: CompareData, width: float) -> list[str]:
+    """Say in lines of the figure's width what its points mean, and what it lacks."""
+    told = [BARS, *(drawable(gap.sentence) for gap in data.missing[:MOST_TOLD])]
     if len(data.missing) > MOST_TOLD:
         told.append(f"{len(data.missing) - MOST_TOLD} more controls are missing: see the CSV.")
     if data.left_out:
-        told.append(f"Left out, since they have not succeeded: {len(data.left_out)} jobs.")
-    return told
+        told.append(f"Not among them, since they have not succeeded: {len(data.left_out)} of those named.")
+    return [line for note in told for line in textwrap.wrap(note, int(LETTERS_PER_IN * width))]

@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter
 
-from dmsae.figures.canvas import power_of_ten, set_title
+from dmsae.figures.canvas import plain_number, set_title
 from dmsae.figures.data import CURVES, CurvesData
 from dmsae.figures.legends import MOST_NAMED, add_scale
 from dmsae.figures.themes import Look
@@ -51,5 +51,5 @@ def _show_loss(axes: Axes, data: CurvesData) -> None:
     known = [value for curve in data.curves for value in curve.values["loss"] if value is not None]
     if known and min(known) > 0 and max(known) > LOG_RANGE * min(known):
         axes.set_yscale("log")
-        axes.yaxis.set_major_formatter(FuncFormatter(power_of_ten))
-        axes.yaxis.set_minor_formatter(FuncFormatter(power_of_ten))
+        axes.yaxis.set_major_formatter(FuncFormatter(plain_number))
+        axes.yaxis.set_minor_formatter(FuncFormatter(plain_number))

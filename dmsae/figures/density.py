@@ -1,5 +1,7 @@
 """Density against score: how often each latent of a core is active, and how much it matters."""
 
+import math
+
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
@@ -28,15 +30,14 @@ def paint_density(figure: Figure, look: Look, data: DensityData) -> None:
     for origin, color in colors.items():
         points = [(point.density, point.score) for point in known if point.origin == origin]
         marker = "o" if origin.job_id == job_id else "^"
-        (dots,) = axes.plot(*zip(*points, strict=True), marker, color=color, markersize=4.5, alpha=0.8)
+        (dots,) = axes.plot(*zip(*points, strict=True), marker, color=color, markersize=4.5, alpha=0.7)
         dots.set(markeredgecolor=look.ground, markeredgewidth=0.3, rasterized=len(known) > MOST_OUTLINED)
         dots.set_gid(f"origin-{origin.job_id}-{origin.cycle}")
     _scale(axes, known)
-    axes.set(xlabel="density (share of tokens on which it is active)", ylabel="score")
+    axes.set(xlabel=_axis_label(data, n_shown=len(known)), ylabel="score")
     axes.grid()
     if colors:
         explain_origins(figure, axes, look, colors, job_id=job_id)
-    _tell(axes, look, data, n_shown=len(known))
 
 
 def _scale(axes: Axes, known: list[Point]) -> None:
@@ -46,14 +47,14 @@ def _scale(axes: Axes, known: list[Point]) -> None:
     if scores and min(scores) > 0:
         axes.set_yscale("log")
     else:
-        axes.set_yscale("symlog", linthresh=smallest)
+        axes.set_yscale("symlog", linthresh=10.0 ** math.floor(math.log10(smallest)))
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_formatter(FuncFormatter(power_of_ten))
         axis.set_minor_formatter(FuncFormatter(power_of_ten))
 
 
-def _tell(axes: Axes, look: Look, data: DensityData, *, n_shown: int) -> None:
+def _axis_label(data: DensityData, *, n_shown: int) -> str:
     n_silent = sum(point.density == 0 for point in data.points)
     told = [f"{n_shown:,} of {data.n_latents:,} latents"]
     told += [f"{n_silent:,} with density 0 are not shown"] if n_silent else []
-    axes.text(0.0, -0.2, "; ".join(told), transform=axes.transAxes, color=look.soft, fontsize=8, va="top")
+    return f"density (share of tokens on which it is active); {'; '.join(told)}"

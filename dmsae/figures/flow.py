@@ -74,7 +74,7 @@ def _join(axes: Axes, data: FlowData, place: int, *, colors: OriginColors, floor
         if lost:
             _band(axes, place, (bottom, bottom + lost), (low - lost, low), color=colors[origin], alpha=0.22)
             block = Rectangle((place - HALF_WIDTH, low - lost), 2 * HALF_WIDTH, lost)
-            block.set(facecolor="none", edgecolor=colors[origin], linewidth=0.8, hatch="....")
+            block.set(facecolor=colors[origin], edgecolor=colors[origin], linewidth=0.8, alpha=0.55)
             block.set_gid(f"dropped-{_name(stage.cycle_index)}-{origin.job_id}-{origin.cycle}")
             axes.add_patch(block)
             low -= lost
@@ -99,7 +99,7 @@ def _band(axes: Axes, place: int, left: Span, right: Span, *, color: Color, alph
 def _label(axes: Axes, look: Look, data: FlowData, place: int, *, floor: float) -> None:
     stage, dropped = data.stages[place], sum(data.dropped(place).values())
     n, n_new = sum(stage.totals.values()), sum(stage.new.values())
-    new = f"\n+{n_new:,} new" if n_new and stage.cycle_index is not None else ""
+    new = f"\n+{n_new:,} new" if n_new and place > 0 else ""
     beside: dict[str, Any] = {"textcoords": "offset points", "ha": "center", "fontsize": 8}
     axes.annotate(f"{n:,}{new}", (place, n), (0, 3), va="bottom", **beside)
     if dropped:
@@ -114,8 +114,8 @@ def _finish(axes: Axes, look: Look, data: FlowData, *, highest: int) -> None:
     axes.set(xlim=(-0.4, len(data.stages) - 0.6), ylim=(bottom - (room if deepest else 0), highest + room))
     axes.axhline(0, color=look.line, linewidth=0.8, zorder=0)
     axes.set_xticks(range(len(data.stages)), [_name(stage.cycle_index) for stage in data.stages])
-    axes.yaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}" if value >= 0 else ""))
+    axes.set_yticks([tick for tick in MaxNLocator(integer=True).tick_values(0, highest) if tick <= highest])
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
     axes.set(xlabel="core after cycle (below the line: what it dropped of the core before)", ylabel="latents")
 
 

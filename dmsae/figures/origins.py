@@ -25,26 +25,26 @@ def paint_origins(figure: Figure, look: Look, data: OriginsData) -> None:
     set_title(figure, "Core latents by the cycle that they come from", data.subject)
     axes, job_id = figure.subplots(), data.subject.job_id
     colors = color_origins(look, data.origins, job_id)
-    least = LEAST_LABELLED * max(map(sum, data.counts)) if len(data.cycles) <= MOST_LABELLED else None
-    for place, (cycle, counts) in enumerate(zip(data.cycles, data.counts, strict=True)):
-        of = dict(zip(data.origins, counts, strict=True))
-        below = 0
-        for origin in colors:
-            bar = axes.bar(place, of[origin], bottom=below, width=0.78, color=[colors[origin]])[0]
-            bar.set(edgecolor=look.ground, linewidth=0.6, visible=of[origin] > 0)
-            bar.set(hatch=None if origin.job_id == job_id else FOREIGN_HATCH)
-            bar.set_gid(f"bar-{cycle}-{origin.job_id}-{origin.cycle}")
-            if least is not None and of[origin] >= least:
-                _write(axes, place, below + of[origin] / 2, of[origin], ink=ink_on(colors[origin]))
-            below += of[origin]
-        if least is not None:
-            axes.annotate(
-                f"{below:,}", (place, below), (0, 2), textcoords="offset points", ha="center", fontsize=8
-            )
+    highest, is_labelled = max(map(sum, data.counts)), len(data.cycles) <= MOST_LABELLED
+    tops = [0] * len(data.cycles)
+    for origin, color in colors.items():
+        column = data.origins.index(origin)
+        heights = {place: counts[column] for place, counts in enumerate(data.counts) if counts[column]}
+        below = [tops[place] for place in heights]
+        bars = axes.bar(list(heights), list(heights.values()), bottom=below, width=0.78, color=[color])
+        for bar, (place, n) in zip(bars, heights.items(), strict=True):
+            bar.set(edgecolor=look.ground, linewidth=0.6 if is_labelled else 0.2)
+            bar.set_hatch(None if origin.job_id == job_id else FOREIGN_HATCH)
+            bar.set_gid(f"bar-{data.cycles[place]}-{origin.job_id}-{origin.cycle}")
+            if is_labelled and n >= LEAST_LABELLED * highest:
+                _write(axes, place, tops[place] + n / 2, n, ink=ink_on(color))
+            tops[place] += n
+    for place, n in enumerate(tops if is_labelled else ()):
+        axes.annotate(f"{n:,}", (place, n), (0, 2), textcoords="offset points", ha="center", fontsize=8)
     axes.set_xticks(range(len(data.cycles)), [str(cycle) for cycle in data.cycles])
     axes.set(xlabel="core after cycle", ylabel="latents", xlim=(-0.6, len(data.cycles) - 0.4))
+    axes.set_ylim(0, 1.1 * highest)
     axes.yaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.margins(y=0.08)
     axes.grid(axis="y")
     explain_origins(figure, axes, look, colors, job_id=job_id)
 

@@ -72,7 +72,7 @@ LOOKS: Mapping[Theme, Look] = {
         ink="#e8ebf0",
         soft="#adb6c3",
         line="#7e8897",
-        scale_from=0.2,
+        scale_from=0.26,
         scale_to=1.0,
         series=("#56b4e9", "#ff9a4d", "#3ed6a4", "#e79ac6", "#f0c33c", "#a9d4f2", "#e8ebf0", "#a8a8a8"),
     ),

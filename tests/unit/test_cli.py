@@ -20,7 +20,7 @@ from dmsae.local.demo_progress import describe_numbers, describe_place, done_fra
 
 ROOT = Path(__file__).parents[2]
 EXTRAS = (
-    "alembic", "boto3", "celery", "fastapi", "gguf", "jaxtyping", "numpy", "psutil", "psycopg",
+    "alembic", "boto3", "celery", "fastapi", "gguf", "jaxtyping", "matplotlib", "numpy", "psutil", "psycopg",
     "pydantic_settings", "redis", "scipy", "sqlalchemy", "structlog", "torch", "transformers", "uuid_utils",
     "uvicorn",
 )  # fmt: skip
