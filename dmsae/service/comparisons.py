@@ -133,8 +133,8 @@ def _find_controls(session: Session, needs: Sequence[_Need], *, but: Sequence[st
         Job.state == "succeeded",
         Job.deleted_at.is_(None),
         core["kind"].astext == "none",
-        core["n_matched"].in_([need.n_matched for need in needs]),
-        Job.config["sae"]["k"].in_([need.k for need in needs]),
+        core["n_matched"].as_integer().in_([need.n_matched for need in needs]),
+        Job.config["sae"]["k"].as_integer().in_([need.k for need in needs]),
         Job.id.not_in(but),
     )
     jobs = session.scalars(query.order_by(Job.created_at, Job.id))
