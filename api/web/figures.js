@@ -22,7 +22,7 @@ export function figureBox(path, { title, alt, query = {}, signal, height = "22re
   const address = (kind) => withQuery(`${path}.${kind}`, { ...wanted, theme: kind === "csv" ? null : themeInUse() });
   async function download(kind) {
     try {
-      saveBlob(await blob(address(kind), { signal }), `${path.split("/").slice(-3).join("-")}.${kind}`);
+      saveBlob(await blob(address(kind), { signal }), `${path.split("/").filter(Boolean).slice(-3).join("-")}.${kind}`);
     } catch (error) {
       if (!signal.aborted) fill(place, failure(error));
     }
