@@ -13,7 +13,7 @@ from sqlalchemy import func, select
 from dmsae.service.queue import WakeUps, make_celery
 from dmsae.service.settings import settings_from
 from dmsae.service.tables import Attempt, Event
-from tests.faults.crew import IS_FULL, Crew, wait_for
+from tests.faults.crew import IS_FULL, Crew, in_full, wait_for
 
 HOUR_S = 3600
 N_JOBS = 8 if IS_FULL else 2
@@ -43,6 +43,7 @@ def offset_s(log: str) -> float:
     return (stamped - datetime.datetime.now(datetime.UTC)).total_seconds()
 
 
+@in_full
 def test_workers_an_hour_ahead_and_an_hour_behind_share_the_work_of_several_jobs(crew: Crew) -> None:
     for device, shift_s in SHIFTS_S.items():
         begin_shifted(crew, device, shift_s)

@@ -130,7 +130,9 @@ def n_missed(crew: Crew) -> int:
     return sum(crew.log(f"worker-cpu-{slot}").count("heartbeat_missed") for slot in range(2))
 
 
-@pytest.mark.parametrize("outage", [gone, crowded, locked, pytest.param(frozen, marks=in_full)])
+@pytest.mark.parametrize(
+    "outage", [gone, *(pytest.param(outage, marks=in_full) for outage in (crowded, locked, frozen))]
+)
 def test_training_goes_on_in_the_same_attempt_through_two_leases_without_postgres(
     staff: Staff, services: RunningServices, outage: Outage
 ) -> None:

@@ -16,7 +16,7 @@ from sqlalchemy import func, select
 from dmsae.service.objects import ObjectStore
 from dmsae.service.settings import settings_from
 from dmsae.service.tables import Attempt, Checkpoint, Cycle, MetricPoint
-from tests.faults.crew import RealCrew, wait_for
+from tests.faults.crew import RealCrew, in_full, wait_for
 from tests.planting import outcomes
 from tests.tiny import tiny_config
 
@@ -139,6 +139,7 @@ def assert_same(crew: RealCrew, job_id: str, never: Never) -> None:
 
 
 @pytest.mark.slow
+@in_full
 def test_a_worker_told_to_stop_leaves_its_cycle_in_the_middle_to_another(
     real_crew: RealCrew, never: Never
 ) -> None:

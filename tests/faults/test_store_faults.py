@@ -99,6 +99,7 @@ def test_calls_that_break_every_third_time_are_made_again(
     assert min(proxy.told[fault] for fault in ("busy", "reset", "cut")) > 3
 
 
+@in_full
 def test_a_store_that_crawls_costs_time_alone(staffed: tuple[Crew, StoreProxy], store: ObjectStore) -> None:
     crew, proxy = staffed
     with proxy.having(delay_s=0.1, bytes_per_s=SLOW_BYTES_PER_S):
