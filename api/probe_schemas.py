@@ -80,7 +80,8 @@ class ProbeOut(JobOut):
     result: dict[str, Any] | None
     """Null until then. `kind`, `core` and, by kind:
 
-    `logit_lens`: `latents`, each with the tokens that it promotes and suppresses most by W_dec W_U.
+    `logit_lens`: `latents`, each with the tokens that it promotes and suppresses most: its row of W_dec W_U,
+    with the gain of the model's last norm where `final_norm` is folded.
     `match`: `matches`, each with cosine and firing correlation, at most 1,000 (the artifact `probe.json` has
     all); `best_cosine` beside `best_cosine_random`, the mean largest cosine with the others, and with as many
     random directions.

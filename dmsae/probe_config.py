@@ -5,7 +5,7 @@ Settings of probes, short jobs that select no core. What each kind does is left 
 
 from typing import Annotated, Any, Literal, Self, TypeAlias
 
-from pydantic import Discriminator, Field, Tag, model_validator
+from pydantic import AfterValidator, Discriminator, Field, Tag, model_validator
 from pydantic_core import PydanticCustomError
 
 from dmsae.config import RunConfig, Spec
@@ -25,6 +25,17 @@ SAE_FILES = ("cfg.json", "sae_weights.safetensors")
 JobName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
 LatentName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,64}\.[0-9]{1,9}\.[0-9]{1,18}$")]
 LatentNames = Annotated[list[LatentName], Field(min_length=1, max_length=MOST_LENSES)]
+
+
+def _whole_folder(objects: list[StoredObject]) -> list[StoredObject]:
+    names = sorted(stored.key.rsplit("/", 1)[-1] for stored in objects)
+    if names != sorted(SAE_FILES):
+        rule = f"must be the two files {' and '.join(SAE_FILES)} of one folder, under these names"
+        raise PydanticCustomError("sae_files", rule)
+    return objects
+
+
+SaeObjects = Annotated[list[StoredObject], Field(min_length=2, max_length=2), AfterValidator(_whole_folder)]
 
 
 class ProbedCore(Section):
@@ -59,16 +70,8 @@ class OtherObjects(Section):
     """The same two files, uploaded into the service's own bucket."""
 
     kind: Literal["objects"]
-    objects: list[StoredObject] = Field(min_length=2, max_length=2)
+    objects: SaeObjects
     """`cfg.json` and `sae_weights.safetensors`, by the keys that `POST /uploads` gave them."""
-
-    @model_validator(mode="after")
-    def _check(self) -> Self:
-        names = sorted(stored.key.rsplit("/", 1)[-1] for stored in self.objects)
-        if names != sorted(SAE_FILES):
-            rule = f"must be the two files {' and '.join(SAE_FILES)} of one folder, under these names"
-            raise _refuse("objects", names, rule)
-        return self
 
     def named(self, name: str) -> StoredObject:
         """Give one of `SAE_FILES`."""
@@ -104,7 +107,7 @@ class ProbeConfig(RunConfig):
 
 
 class LogitLensConfig(ProbeConfig):
-    """Which tokens does each latent promote, and which does it suppress (the rows of W_dec W_U)?"""
+    """Which tokens does each latent promote, and which does it suppress (its row of W_dec W_U)?"""
 
     kind: Literal["logit_lens"]
     latents: LatentNames | None = None
