@@ -1,6 +1,6 @@
 // How does training go? Step metrics of each cycle as lines, the running cycle's drawn anew as it grows.
 
-import { button, card } from "/ui/components.js";
+import { button, card, failure, tell } from "/ui/components.js";
 import { lineChart, lineStyle } from "/ui/chart.js";
 import { fill, h } from "/ui/dom.js";
 import { saveBlob } from "/ui/figures.js";
@@ -64,7 +64,12 @@ export class Curves {
   }
 
   async save() {
-    saveBlob(await blob(`/jobs/${this.id}/metrics?format=csv&points=5000`, { signal: this.signal }), `${this.id}-metrics.csv`);
+    try {
+      const table = await blob(`/jobs/${this.id}/metrics?format=csv&points=5000`, { signal: this.signal });
+      saveBlob(table, `${this.id}-metrics.csv`);
+    } catch (error) {
+      if (!this.signal.aborted) tell("It could not be saved", failure(error));
+    }
   }
 }
 

@@ -32,10 +32,10 @@ export const onOutage = (listener) => listeners.add(listener);
  * it is answered when it changes. Outages are waited out until `signal` fires. */
 export async function get(path, { signal, etag, wait } = {}) {
   const address = wait === undefined ? path : withQuery(path, { wait });
-  const response = await read(address, signal, etag ? { "If-None-Match": etag } : {});
-  if (response.status === 304) return null;
-  const body = await response.json();
-  if (response.headers.get("ETag")) etags.set(body, response.headers.get("ETag"));
+  const answer = await read(address, { signal, headers: etag ? { "If-None-Match": etag } : {} });
+  if (answer.status === 304) return null;
+  const body = JSON.parse(answer.content);
+  if (answer.headers.get("ETag")) etags.set(body, answer.headers.get("ETag"));
   return body;
 }
 
@@ -44,7 +44,7 @@ export const etagOf = (body) => etags.get(body);
 
 /** Read an answer as a file (figures, CSV): for `URL.createObjectURL`, since a link could not carry the key. */
 export async function blob(path, { signal } = {}) {
-  return (await read(path, signal, {})).blob();
+  return (await read(path, { signal, headers: {} }, "blob")).content;
 }
 
 /** Change something; gives the JSON answer, or null where there is none. */
@@ -53,12 +53,12 @@ export async function send(method, path, body, { signal } = {}) {
   if (method === "POST" && !path.includes("dry_run=")) headers["Idempotency-Key"] = randomName();
   const options = { method, headers, body: body === undefined ? undefined : JSON.stringify(body), signal };
   for (let tries = 1; ; tries += 1) {
-    const response = await attempt(path, options);
-    if (response && !isAway(response)) {
-      await refuse(response);
-      return response.status === 204 ? null : response.json();
+    const answer = await attempt(path, options);
+    if (answer && !isAway(answer)) {
+      if (!answer.isFine) throw await refusalOf(answer);
+      return answer.content ? JSON.parse(answer.content) : null;
     }
-    if (tries === SENDS) throw await unanswered(response);
+    if (tries === SENDS) throw await unanswered(answer);
     await pause(pauseS(tries), signal);
   }
 }
@@ -88,8 +88,9 @@ export async function watchJob(id, { signal }, show) {
 /** Wait for seconds, or until `signal` fires: then it throws, like all that was broken off. */
 export function pause(seconds, signal) {
   return new Promise((resolve, reject) => {
-    const timer = setTimeout(resolve, seconds * 1000);
-    signal?.addEventListener("abort", () => (clearTimeout(timer), reject(signal.reason)), { once: true });
+    const stop = () => (clearTimeout(timer), reject(signal.reason));
+    const timer = setTimeout(() => (signal?.removeEventListener("abort", stop), resolve()), seconds * 1000);
+    signal?.addEventListener("abort", stop, { once: true });
   });
 }
 
@@ -113,37 +114,36 @@ async function changed(path, etag, wait, signal) {
   }
 }
 
-async function read(path, signal, headers) {
+async function read(path, options, kind) {
   for (let tries = 1; ; tries += 1) {
-    signal?.throwIfAborted();
-    const response = await attempt(path, { headers, signal });
-    const isLimited = response?.headers.get("Retry-After") && response.status === 429;
-    if (response && !isAway(response) && !isLimited) {
-      if (response.status !== 304) await refuse(response);
-      return response;
-    }
-    if (isLimited) {
-      const refusal = await refusalOf(response);
+    options.signal?.throwIfAborted();
+    const answer = await attempt(path, options, kind);
+    if (answer && (answer.isFine || answer.status === 304)) return answer;
+    if (answer && !isAway(answer)) {
+      const refusal = await refusalOf(answer);
       if (refusal.code !== "rate_limited") throw refusal;
     }
-    await pause(pauseS(tries), signal);
+    await pause(pauseS(tries), options.signal);
   }
 }
 
-async function attempt(path, options) {
+/** Ask once; null where no whole answer came. */
+async function attempt(path, options, kind = "text") {
   const key = keyInUse();
   const headers = { Accept: "application/json", ...options.headers, ...(key && { Authorization: `Bearer ${key}` }) };
-  let response = null;
+  let answer = null;
   try {
-    response = await fetch(path, { ...options, headers, cache: "no-store", credentials: "omit" });
+    const response = await fetch(path, { ...options, headers, cache: "no-store", credentials: "omit" });
+    const { status, statusText, ok: isFine, headers: got } = response;
+    answer = { status, statusText, isFine, headers: got, content: await response[kind]() };
   } catch (error) {
     if (options.signal?.aborted) throw error;
   }
-  tellOutage(response === null || isAway(response));
-  return response;
+  tellOutage(answer === null || isAway(answer));
+  return answer;
 }
 
-const isAway = (response) => [502, 503, 504].includes(response.status);
+const isAway = (answer) => [502, 503, 504].includes(answer.status);
 const pauseS = (tries) => Math.min(LONGEST_PAUSE_S, 0.5 * 2 ** (tries - 1)) * (0.75 + Math.random() / 2);
 
 function tellOutage(isFailed) {
@@ -152,30 +152,28 @@ function tellOutage(isFailed) {
   if (was !== failures > 0) for (const listener of listeners) listener(failures > 0);
 }
 
-async function refuse(response) {
-  if (!response.ok) throw await refusalOf(response);
-}
-
-async function refusalOf(response) {
-  const retryAfterS = Number(response.headers.get("Retry-After")) || null;
+async function refusalOf({ status, statusText, headers, content }) {
+  const retryAfterS = Number(headers.get("Retry-After")) || null;
   try {
-    return new Refusal(await response.clone().json(), retryAfterS);
+    return new Refusal(JSON.parse(content instanceof Blob ? await content.text() : content), retryAfterS);
   } catch {
-    const detail = `The API answered ${response.status} ${response.statusText}.`;
-    return new Refusal({ status: response.status, code: "unreadable_answer", detail }, retryAfterS);
+    const detail = `The API answered ${status} ${statusText}.`;
+    return new Refusal({ status, code: "unreadable_answer", detail }, retryAfterS);
   }
 }
 
-async function unanswered(response) {
-  if (response) return refusalOf(response);
+async function unanswered(answer) {
+  if (answer) return refusalOf(answer);
   return new Refusal({ status: 0, code: "unreachable", detail: "The API does not answer. Try again in a while." });
 }
 
 function untilSeen(signal) {
   if (!document.hidden) return Promise.resolve();
   return new Promise((resolve, reject) => {
-    document.addEventListener("visibilitychange", () => resolve(), { once: true });
-    signal?.addEventListener("abort", () => reject(signal.reason), { once: true });
+    const stop = () => reject(signal.reason);
+    const seen = () => (signal?.removeEventListener("abort", stop), resolve());
+    document.addEventListener("visibilitychange", seen, { once: true });
+    signal?.addEventListener("abort", stop, { once: true });
   });
 }
 
