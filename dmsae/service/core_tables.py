@@ -158,7 +158,7 @@ class CoreDrop(Table):
 
 
 class LatentMatch(Table):
-    """Two latents of two cores that a match found alike: by decoder and firing, one to one."""
+    """Two latents of two cores that a match found alike, one to one: by decoder, of chains by firing too."""
 
     __tablename__ = "latent_matches"
     __table_args__ = (CheckConstraint("a < b", "pair_ordered"),)

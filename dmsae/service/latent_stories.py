@@ -1,7 +1,8 @@
 """What became of one latent: where it was learned, who selected it, who carries it, and who is alike?
 
 Who descends from it carries its encoder vector: every core of any job that holds it, given or selected. A
-match is another thing: a latent that was learned elsewhere, points the same way and fires at the same tokens.
+match is another thing: a latent that was learned elsewhere and points the same way. That it fires at the same
+tokens too, a match of chains requires, and a probe tells.
 
 Three statements tell a story, each along indexes. They are built once and ask for plain columns: to build
 them and to make entities of what is only shown would take longer than all that Postgres does.
