@@ -157,7 +157,7 @@ def _arms(session: Session, found: Iterable[_Found]) -> dict[str, Arm]:
         .where(Cycle.job_id.in_(sources), Cycle.state == "succeeded")
         .group_by(Cycle.job_id)
     )
-    ends = dict(last.tuples().all())
+    ends = {row[0]: row[1] for row in last}
     return {each.job.id: arm_of(each.job.kind, each.job.config, ends) for each in found}
 
 
