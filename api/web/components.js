@@ -52,7 +52,8 @@ export function facts(pairs) {
   return h("dl", { class: "facts" }, shown.map(([name, value]) => [h("dt", {}, name), h("dd", {}, value)]));
 }
 
-/** Tabs over panels: [{name, make()}], each made when it is first looked at. Arrow keys move between them. */
+/** Tabs over panels: [{name, make(), isRemade?}], each made when it is first looked at, or each time. Arrow keys
+ * move between them. */
 export function tabs(label, panels) {
   const box = h("div", { class: "panel", role: "tabpanel", tabindex: "0" });
   const made = new Map();
@@ -60,7 +61,7 @@ export function tabs(label, panels) {
     h("button", { type: "button", role: "tab", onclick: () => choose(index) }, name),
   );
   function choose(index) {
-    if (!made.has(index)) made.set(index, panels[index].make());
+    if (panels[index].isRemade || !made.has(index)) made.set(index, panels[index].make());
     buttons.forEach((one, i) => {
       one.setAttribute("aria-selected", String(i === index));
       one.tabIndex = i === index ? 0 : -1;

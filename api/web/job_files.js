@@ -19,6 +19,13 @@ export function filesPanel(id, signal) {
   ]);
 }
 
+/** What a probe found, as the API tells it. */
+export function resultPanel(path, signal) {
+  return asked(path, signal, "It has no result yet.", ({ result }) =>
+    result ? h("pre", { class: "log", tabindex: "0", "aria-label": "Result" }, JSON.stringify(result, null, 2)) : null,
+  );
+}
+
 /** What each attempt's trainer printed last. */
 export function outputPanel(id, signal) {
   return asked(`/jobs/${id}/logs`, signal, "No attempt was made yet.", ({ items }) => items.map(attempt));
@@ -41,7 +48,7 @@ function asked(path, signal, nothing, show) {
   async function ask() {
     try {
       const found = await get(path, { signal });
-      fill(place, found.items.length ? show(found) : empty(nothing));
+      fill(place, (found.items?.length === 0 ? null : show(found)) ?? empty(nothing));
     } catch (error) {
       if (!signal.aborted) fill(place, failure(error));
     }

@@ -15,12 +15,18 @@ export function listenToKeys({ showKeys }) {
   addEventListener("keydown", (event) => {
     const at = document.activeElement;
     const isTyping = at?.matches("input, textarea, select, [contenteditable]");
-    if (event.key === "Escape" && isTyping) return at.blur();
+    if (event.key === "Escape" && isTyping) return leave(event, at);
     if (isTyping || event.ctrlKey || event.metaKey || event.altKey || document.querySelector("dialog[open]")) return;
     if (!(event.key in doing)) return;
     event.preventDefault();
     doing[event.key]();
   });
+}
+
+/** Leave a field as it is: browsers would empty a search field. */
+function leave(event, field) {
+  event.preventDefault();
+  field.blur();
 }
 
 function focusFilter() {

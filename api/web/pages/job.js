@@ -8,7 +8,7 @@ import { configPanel } from "/ui/job_config.js";
 import { Curves } from "/ui/job_curves.js";
 import { Cycles } from "/ui/job_cycles.js";
 import { Events } from "/ui/job_events.js";
-import { filesPanel, outputPanel } from "/ui/job_files.js";
+import { filesPanel, outputPanel, resultPanel } from "/ui/job_files.js";
 import { lastFigures, Standing } from "/ui/job_standing.js";
 import { get, watchJob } from "/ui/service.js";
 
@@ -19,7 +19,7 @@ export async function show(root, { id }, signal) {
   const parts = {
     standing: new Standing(), cycles: new Cycles(), curves: new Curves(id, signal), events: new Events(id, signal),
   };
-  const more = card("More");
+  const more = card(null);
   const wait = loading();
   fill(root, head, wait);
   let seen = null;
@@ -28,9 +28,10 @@ export async function show(root, { id }, signal) {
     name(head, about, job);
     actions.show(job);
     parts.standing.show(job, lastFigures(parts.cycles.known ?? [], (index) => parts.curves.lastLoss(index)));
+    parts.job = job;
     if (seen === null) {
       head.lastChild.append(...actions.buttons);
-      fill(more, h("h2", { class: "unseen" }, "More"), panels(job, parts.events, signal));
+      fill(more, h("h2", { class: "unseen" }, "More"), panels(parts, signal));
       wait.replaceWith(about, actions.refusal, parts.standing.element, parts.cycles.element, parts.curves.element, more);
       parts.events.follow();
     }
@@ -41,16 +42,21 @@ export async function show(root, { id }, signal) {
 function name(head, about, job) {
   say(head.querySelector("h1"), jobTitle(job));
   document.title = `${jobTitle(job)} · DMSAE`;
+  const shown = JSON.stringify([job.owner, job.model, job.priority, job.tags]);
+  if (about.shown === shown) return; // its links keep the focus
+  about.shown = shown;
   const tags = job.tags.map((tag) => [" ", h("a", { class: "tag", href: `#/jobs?${new URLSearchParams({ tag })}` }, tag)]);
   fill(about, `A ${job.kind} of ${job.owner}`, job.model ? `, over ${job.model}` : "", `, priority ${job.priority}`, tags);
 }
 
-function panels(job, events, signal) {
+function panels(parts, signal) {
+  const path = parts.job.links.probe;
   return tabs("About this job", [
-    { name: "Events", make: () => events.element },
-    { name: "Config", make: () => configPanel(job) },
-    { name: "Files", make: () => filesPanel(job.id, signal) },
-    { name: "Output", make: () => outputPanel(job.id, signal) },
+    ...(path ? [{ name: "Result", make: () => resultPanel(path, signal), isRemade: true }] : []),
+    { name: "Events", make: () => parts.events.element },
+    { name: "Config", make: () => configPanel(parts.job), isRemade: true },
+    { name: "Files", make: () => filesPanel(parts.job.id, signal), isRemade: true },
+    { name: "Output", make: () => outputPanel(parts.job.id, signal), isRemade: true },
   ]);
 }
 

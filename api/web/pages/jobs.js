@@ -27,7 +27,7 @@ export async function show(root, parameters, signal) {
 }
 
 function filters(parameters, narrow) {
-  const search = (attributes) => h("input", { type: "search", spellcheck: "false", ...attributes });
+  const search = (attributes) => h("input", { type: "search", maxlength: 200, spellcheck: "false", ...attributes });
   const fields = {
     text: search({ "data-filter": true, value: parameters.text, placeholder: "name or notes" }),
     state: select([["", "any"], ...STATES], parameters.state ?? ""),
