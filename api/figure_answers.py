@@ -4,6 +4,8 @@ One is drawn at a time, and the others wait holding no thread: so drawing takes 
 interpreter from other requests.
 """
 
+import gzip
+import re
 from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple, TypeAlias
@@ -22,9 +24,12 @@ from dmsae.version import VERSION
 
 MOST_WAITING = 32
 """Figures that wait for their turn in one process; more are asked for again later."""
+ACCEPTED = re.compile(r"\bgzip\b(?!\s*;\s*q=0(\.0*)?\s*(,|$))")
+"""Whether a client takes compressed answers; a PNG is compressed in itself."""
 MEDIA_TYPES = {"svg": "image/svg+xml", "png": "image/png", "csv": "text/csv; charset=utf-8"}
 HEADERS = {
     "Cache-Control": "private, no-cache",
+    "Vary": "Accept-Encoding",
     "Content-Security-Policy": "default-src 'none'; img-src data:; style-src 'unsafe-inline'; sandbox",
     "X-Content-Type-Options": "nosniff",
 }
@@ -57,12 +62,15 @@ async def answer_figure(request: Request, parts: Parts, wanted: Wanted, read: Re
         return parts.database.run(lambda session: read(session, lambda seen: _tag(seen) in given))
 
     seen, data = await run_in_threadpool(read_once)
-    headers = {**HEADERS, "ETag": _tag(seen)}
+    headers = {**HEADERS, "ETag": f"W/{_tag(seen)}"}
     if data is None or "*" in given:
         return Response(status_code=304, headers=headers)
     place = "attachment" if wanted.form == "csv" else "inline"
     headers["Content-Disposition"] = f'{place}; filename="{wanted.name}.{wanted.form}"'
     content = await _draw_in_turn(parts, data, wanted)
+    if wanted.form != "png" and ACCEPTED.search(request.headers.get("accept-encoding", "")):
+        content = await to_thread.run_sync(gzip.compress, content, 6)
+        headers["Content-Encoding"] = "gzip"
     return Response(content, media_type=MEDIA_TYPES[wanted.form], headers=headers)
 
 

@@ -124,7 +124,10 @@ def _found(job: Job, metrics: Mapping[str, Any], is_named: bool) -> _Found:
 
 
 def _find_controls(session: Session, needs: Sequence[_Need], *, but: Sequence[str]) -> list[_Found]:
-    """Find finished trainings without a core that are as wide as what is compared, and otherwise the same."""
+    """Find finished trainings without a core that are as wide as what is compared, and otherwise the same.
+
+    The oldest ones, where there are more than one comparison takes.
+    """
     if not needs:
         return []
     core = Job.config["core"]
