@@ -17,7 +17,8 @@ const AS_STORED = { name: "Place", isDown: false };
 export class CoreTable {
   /** `base` is `/distillations/ID` or `/trainings/ID`. */
   constructor(base, jobId, signal) {
-    Object.assign(this, { base, signal, sort: AS_STORED, rows: [], next: null, n_shown: PAGE, turn: 0 });
+    Object.assign(this, { base, signal, sort: AS_STORED, rows: [], next: null, n_shown: PAGE });
+    this.last = Promise.resolve();
     this.columns = coreColumns(jobId);
     this.cycle = select([["", "the last"]], "", { onchange: () => this.reload() });
     this.selected = h("input", { type: "number", min: 1, step: 1, value: 1, "data-filter": "", onchange: () => this.reload() });
@@ -49,24 +50,24 @@ export class CoreTable {
     return true;
   }
 
-  async reload() {
-    const turn = (this.turn += 1);
-    await this.guarded(async () => {
+  reload() {
+    return this.inTurn(async () => {
       const page = await this.read(null, PAGE);
-      if (turn !== this.turn) return;
       Object.assign(this, { rows: page.items, next: page.next_cursor, about: page, n_shown: PAGE });
       await this.complete();
     });
   }
 
-  async sortBy(sort) {
+  sortBy(sort) {
     this.sort = sort;
-    this.n_shown = PAGE;
-    await this.guarded(() => this.complete());
+    return this.inTurn(() => {
+      this.n_shown = PAGE;
+      return this.complete();
+    });
   }
 
-  async showMore() {
-    await this.guarded(async () => {
+  showMore() {
+    return this.inTurn(async () => {
       if (this.n_shown >= this.rows.length) await this.readOn(PAGE);
       this.n_shown += PAGE;
       this.paint();
@@ -75,20 +76,18 @@ export class CoreTable {
 
   /** Read the rest of the core where the order needs all of it. */
   async complete() {
-    const isAsStored = this.sort.name === AS_STORED.name && !this.sort.isDown;
-    const turn = this.turn;
-    while (!isAsStored && this.next && this.rows.length < MOST && turn === this.turn) {
+    const isAsStored = () => this.sort.name === AS_STORED.name && !this.sort.isDown;
+    while (!isAsStored() && this.next && this.rows.length < MOST) {
       say(this.told, `Reading the core to sort it: ${this.rows.length} of ${this.about.n_latents} …`);
       await this.readOn(LARGEST_PAGE);
     }
-    if (turn === this.turn) this.paint();
+    this.paint();
   }
 
   async readOn(limit) {
     if (!this.next) return;
-    const turn = this.turn;
     const page = await this.read(this.next, limit);
-    if (turn === this.turn) Object.assign(this, { rows: [...this.rows, ...page.items], next: page.next_cursor });
+    Object.assign(this, { rows: [...this.rows, ...page.items], next: page.next_cursor });
   }
 
   read(cursor, limit) {
@@ -105,6 +104,12 @@ export class CoreTable {
     const part = least > 1 ? `, those selected at least ${least} times` : "";
     const cut = this.next && this.rows.length >= MOST ? ` Sorted are only the first ${MOST}; the CSV has all.` : "";
     say(this.told, `Core of cycle ${cycle}, of ${n} latents${part}: ${shown.length} shown.${cut}`);
+  }
+
+  /** Do one thing after the other: two that read on at once would read the same page. */
+  inTurn(work) {
+    this.last = this.last.then(() => this.guarded(work));
+    return this.last;
   }
 
   async guarded(work) {

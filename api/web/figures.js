@@ -19,6 +19,7 @@ export function figureBox(path, { title, alt, query = {}, signal, height = "22re
   );
   let wanted = query;
   let url = null;
+  let turn = 0;
   const address = (kind) => withQuery(`${path}.${kind}`, { ...wanted, theme: kind === "csv" ? null : themeInUse() });
   async function download(kind) {
     try {
@@ -29,13 +30,15 @@ export function figureBox(path, { title, alt, query = {}, signal, height = "22re
   }
   box.again = async (next = wanted) => {
     wanted = next;
+    const mine = (turn += 1);
     try {
       const image = await blob(address("svg"), { signal });
+      if (mine !== turn) return; // another one was asked for meanwhile
       if (url) URL.revokeObjectURL(url);
       url = URL.createObjectURL(image);
       fill(place, h("img", { src: url, alt }));
     } catch (error) {
-      if (!signal.aborted) fill(place, failure(error));
+      if (!signal.aborted && mine === turn) fill(place, failure(error));
     }
   };
   signal.addEventListener("abort", () => url && URL.revokeObjectURL(url), { once: true });

@@ -9,7 +9,7 @@ import { h, say } from "/ui/dom.js";
  * Columns: `{name, title?, is_number?}` with `text(item)`, or with `make(item)`, which gives a node once for each
  * row (and its `update(item)`, if it has one, is called with what is new), and with `by(item)` where rows may be
  * sorted by it: then `onsort({name, isDown})` is called, and `sort` says how they are at first. Where columns have
- * a `width`, nothing in the table moves whatever it shows: rows are two lines high, and what is longer is cut. */
+ * a `width`, nothing in the table moves whatever it shows: rows keep one height, and what is longer is cut. */
 export function liveTable(columns, { caption, key, sort = null, onsort = null }) {
   const isFixed = columns.some((column) => column.width);
   const heads = columns.map((column) => head(column, choose));

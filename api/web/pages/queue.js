@@ -17,19 +17,17 @@ export async function show(root, _, signal) {
   const wanted = { limit: FEW };
   const path = () => withQuery("/queue", { limit: wanted.limit });
   const wrong = h("div", {});
-  const act = async (...what) => {
+  const guarded = async (work) => {
     try {
-      await send(...what, { signal });
-      fill(wrong);
+      await work();
       page.show(await get(path(), { signal }));
+      fill(wrong);
     } catch (error) {
       if (!signal.aborted) fill(wrong, failure(error));
     }
   };
-  const more = async () => {
-    wanted.limit = MANY;
-    page.show(await get(path(), { signal }));
-  };
+  const act = (...what) => guarded(() => send(...what, { signal }));
+  const more = () => guarded(() => (wanted.limit = MANY));
   const head = pageHead("Queue");
   fill(root, head, h("p", { class: "loading" }, "Loading …"));
   const caller = await findCaller({ signal });
