@@ -4,11 +4,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Browser, sync_playwright
+from playwright.sync_api import Browser, expect, sync_playwright
 
 from tests.browser.chromium import MISSING, find_chromium, may_be_skipped
 from tests.browser.lab import Lab, plant_jobs
-from tests.browser.tab import Tab, opened
+from tests.browser.tab import PATIENCE_MS, Tab, opened
 from tests.conftest import SHORT_TIMES, RunningServices
 from tests.e2e.site import Site
 from tests.serving import fresh_database
@@ -28,6 +28,7 @@ def chromium() -> str:
 
 @pytest.fixture(scope="package")
 def browser(chromium: str) -> Iterator[Browser]:
+    expect.set_options(timeout=PATIENCE_MS)
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=chromium)
         yield browser

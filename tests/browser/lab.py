@@ -13,6 +13,8 @@ from tests.texts import passages, write_rows
 from tests.tiny import tiny_config
 
 N_JOBS = 10_000
+HELD_JOB = "dst_00000050"
+"""One of them that is queued, and held."""
 MARKUP = '<img src="x" onerror="window.hacked = true"><script>window.hacked = true</script>'
 """What would run, were it ever taken for anything but text."""
 SMALL: dict[str, Any] = {"training": {"n_tokens": 16_384}, "attribution": {"n_tokens": 1000}}
@@ -90,11 +92,6 @@ class Lab:
         """Give a latent of the distillation that the training selected again."""
         core = self.site.get(f"/trainings/{self.training}/core")["items"]
         return next(latent["latent_id"] for latent in core if latent["parent_core_index"] is not None)
-
-    def restart_api(self) -> None:
-        """Stop the API and start it again on the same port."""
-        self.stop_api()
-        self.start_api()
 
     def stop_api(self) -> None:
         process = self.site.processes["api"]

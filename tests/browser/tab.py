@@ -6,13 +6,22 @@ from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
-from playwright.sync_api import Browser, BrowserContext, CDPSession, ConsoleMessage, Locator, Page, Request
+from playwright.sync_api import (
+    Browser,
+    BrowserContext,
+    CDPSession,
+    ConsoleMessage,
+    Page,
+    Request,
+    ViewportSize,
+    expect,
+)
 
 SCREENSHOTS = Path(__file__).parents[2] / "build" / "screenshots"
-PATIENCE_MS = 20_000
+PATIENCE_MS = 30_000
 """How long an element may take to appear: another process may be training beside the browser."""
-PHONE = {"width": 360, "height": 740}
-DESK = {"width": 1280, "height": 800}
+PHONE: ViewportSize = {"width": 360, "height": 740}
+DESK: ViewportSize = {"width": 1280, "height": 800}
 WATCH = """
 window.shifts = [];
 new PerformanceObserver((list) => {
@@ -52,13 +61,21 @@ class Tab:
         self.page.goto(f"{self.base_url}/{place}")
         return self.page
 
-    def main(self) -> Locator:
-        """Give what the page is about."""
-        return self.page.get_by_role("main")
+    def show(self, place: str, heading: str) -> Page:
+        """Load it anew and wait until it is all there, under the heading that it must have."""
+        self.open(place)
+        main = self.page.get_by_role("main")
+        expect(main.get_by_role("heading", level=1)).to_contain_text(heading)
+        expect(main.locator(".loading")).to_have_count(0)
+        return self.page
 
     def see(self, theme: Theme) -> None:
         """Ask for light or dark, as the system's setting would."""
         self.page.emulate_media(color_scheme=theme)
+
+    def resize(self, viewport: ViewportSize) -> None:
+        """Look at it on another screen."""
+        self.page.set_viewport_size(viewport)
 
     def shoot(self, name: str) -> Path:
         """Store what is seen, whole, below `build/screenshots/`."""
@@ -78,7 +95,7 @@ class Tab:
         What a Content-Security-Policy stops, Chromium tells as an error on the console.
         """
         assert self.hosts <= {urlsplit(self.base_url).netloc}, f"other hosts were asked: {self.hosts}"
-        assert self.errors == []
+        assert not self.errors, f"errors were told: {self.errors}"
 
     def _note_host(self, request: Request) -> None:
         parts = urlsplit(request.url)
@@ -94,9 +111,9 @@ class Tab:
 
 
 @contextmanager
-def opened(browser: Browser, base_url: str, *, viewport: dict[str, int] | None = None) -> Iterator[Tab]:
+def opened(browser: Browser, base_url: str) -> Iterator[Tab]:
     """Give a tab with nothing stored in it; whatever it was used for, it must have been harmless."""
-    context = browser.new_context(viewport=viewport or DESK, color_scheme="light", locale="en-GB")
+    context = browser.new_context(viewport=DESK, color_scheme="light", locale="en-GB")
     try:
         tab = Tab(context, base_url)
         yield tab
