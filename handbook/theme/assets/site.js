@@ -38,9 +38,17 @@ function focusSearch(event) {
   document.getElementById("mkdocs-search-query").focus();
 }
 
+// What was typed before the index was there is looked for once it is; `search/main.js` has both of these names.
+function searchOnceReady() {
+  window.searchWorker.addEventListener("message", (event) => {
+    if (event.data.allowSearch) window.doSearch();
+  });
+}
+
 put(stored());
 document.addEventListener("DOMContentLoaded", () => {
   put(stored());
+  searchOnceReady();
   document.getElementById("theme").addEventListener("click", turn);
   document.querySelector("form[role=search]").addEventListener("submit", (event) => event.preventDefault());
   document.addEventListener("keydown", focusSearch);
