@@ -11,6 +11,7 @@ from typing import Annotated, Any, cast
 from anyio import CapacityLimiter
 from fastapi import Depends, Path, Query, Request
 
+from api.drawings import Drawings
 from api.rates import Buckets
 from dmsae.errors import FieldProblem, InvalidConfig
 from dmsae.service.database import Database
@@ -30,8 +31,8 @@ class Parts:
     hub: EventHub
     health_limiter: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(4))
     """Threads of their own for health checks: they answer while all others wait for a part that hangs."""
-    drawing_limiter: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(1))
-    """The thread in which figures are drawn, one after the other."""
+    drawings: Drawings = field(default_factory=Drawings)
+    """The figures that were drawn last; they are drawn one after the other."""
     buckets: Buckets = field(default_factory=Buckets)
     """How much each key may still ask of this process."""
 

@@ -1,8 +1,4 @@
-"""How does a figure leave? Read in one transaction, drawn in a thread of its own, known by its `ETag`.
-
-One is drawn at a time, and the others wait holding no thread: so drawing takes no more than its turn of the
-interpreter from other requests.
-"""
+"""How does a figure leave? Read in one transaction, drawn in its turn, compressed, known by its `ETag`."""
 
 import gzip
 import re
@@ -10,20 +6,16 @@ from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple, TypeAlias
 
-from anyio import to_thread
 from fastapi import Request, Response
 from starlette.concurrency import run_in_threadpool
 
 from api.dependencies import Parts
-from dmsae.errors import Unavailable
 from dmsae.figures.data import Form, Theme
 from dmsae.figures.tables import FigureData
 from dmsae.service.database import Transaction
 from dmsae.service.drawing import draw
 from dmsae.version import VERSION
 
-MOST_WAITING = 32
-"""Figures that wait for their turn in one process; more are asked for again later."""
 ACCEPTED = re.compile(r"\bgzip\b(?!\s*;\s*q=0(\.0*)?\s*(,|$))")
 """Whether a client takes compressed answers; a PNG is compressed in itself."""
 MEDIA_TYPES = {"svg": "image/svg+xml", "png": "image/png", "csv": "text/csv; charset=utf-8"}
@@ -67,18 +59,13 @@ async def answer_figure(request: Request, parts: Parts, wanted: Wanted, read: Re
         return Response(status_code=304, headers=headers)
     place = "attachment" if wanted.form == "csv" else "inline"
     headers["Content-Disposition"] = f'{place}; filename="{wanted.name}.{wanted.form}"'
-    content = await _draw_in_turn(parts, data, wanted)
+    work = partial(draw, data, wanted.form, wanted.theme, cache_dir=parts.settings.cache_dir)
+    key = f"{seen} {wanted.theme} {wanted.name}.{wanted.form}"
+    content = await (run_in_threadpool(work) if wanted.form == "csv" else parts.drawings.draw(key, work))
     if wanted.form != "png" and ACCEPTED.search(request.headers.get("accept-encoding", "")):
-        content = await to_thread.run_sync(gzip.compress, content, 6)
+        content = await run_in_threadpool(gzip.compress, content, 6)
         headers["Content-Encoding"] = "gzip"
     return Response(content, media_type=MEDIA_TYPES[wanted.form], headers=headers)
-
-
-async def _draw_in_turn(parts: Parts, data: FigureData, wanted: Wanted) -> bytes:
-    if parts.drawing_limiter.statistics().tasks_waiting >= MOST_WAITING:
-        raise Unavailable("Too many figures wait to be drawn; try again in a moment.")
-    work = partial(draw, data, wanted.form, wanted.theme, cache_dir=parts.settings.cache_dir)
-    return await to_thread.run_sync(work, limiter=parts.drawing_limiter)
 
 
 def _tag(seen: str) -> str:

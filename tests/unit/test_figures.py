@@ -1,15 +1,22 @@
 """Figures: what they show is what they are given, in both themes, whatever a job is called."""
 
+import asyncio
 import csv
 import io
 import math
 import re
+import threading
+import time
 from collections.abc import Callable
+from functools import partial
+from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
 from PIL import Image
 
+from api.drawings import MOST_WAITING, Drawings
+from dmsae.errors import Unavailable
 from dmsae.figures.comparison import MEASURES, Compared, CompareData, Missing, Series
 from dmsae.figures.data import (
     CURVES,
@@ -25,6 +32,7 @@ from dmsae.figures.data import (
 )
 from dmsae.figures.drawing import draw
 from dmsae.figures.tables import FigureData, as_csv
+from dmsae.service.drawing import writable_folder
 
 JOB = "job_a"
 OWN = [Origin(JOB, cycle) for cycle in range(3)]
@@ -229,3 +237,34 @@ def test_no_name_is_markup_or_mathematics(named: Callable[[str], FigureData], ho
     assert "<script" not in drawn
     assert 'href="http' not in drawn
     assert len(drawn) < 200_000
+
+
+def test_one_figure_is_drawn_at_a_time_and_once_for_all_who_ask_for_it() -> None:
+    names: list[str] = []
+    running = threading.Semaphore(1)
+
+    def work(name: str) -> bytes:
+        assert running.acquire(blocking=False)
+        time.sleep(0.01)
+        names.append(name)
+        running.release()
+        return name.encode()
+
+    async def ask() -> list[bytes | BaseException]:
+        drawings = Drawings()
+        asked = [drawings.draw(name, partial(work, name)) for name in "abab"]
+        many = [drawings.draw(f"c{i}", partial(work, f"c{i}")) for i in range(MOST_WAITING)]
+        return await asyncio.gather(*asked, *many, return_exceptions=True)
+
+    answers = asyncio.run(ask())
+    assert answers[:4] == [b"a", b"b", b"a", b"b"]
+    assert (names.count("a"), names.count("b")) == (1, 1)
+    assert [type(answer) for answer in answers[-3:]] == [Unavailable] * 3
+
+
+def test_fonts_are_listed_elsewhere_where_the_cache_cannot_be_written(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    folder = writable_folder(tmp_path / "file" / "matplotlib")
+    assert folder.is_dir()
+    folder.rmdir()
+    assert writable_folder(tmp_path / "cache" / "matplotlib") == tmp_path / "cache" / "matplotlib"
