@@ -7,6 +7,7 @@ from typing import Any
 
 from dmsae.config import CoreTrainingConfig, DistillationConfig
 from dmsae.presets import PRESETS
+from dmsae.probe_config import CONFIGS
 from handbook.markdown import anchor, code, page, table
 from handbook.schema_words import MANY_KINDS, Json, fields_table, ref_name, type_words
 
@@ -41,24 +42,24 @@ def http_documents_page() -> str:
 
 
 def job_settings_page() -> str:
-    """Give every setting of a distillation and a training, section by section."""
+    """Give every setting of a distillation, a training and a probe, section by section."""
     distillation = DistillationConfig.model_json_schema()
     training = CoreTrainingConfig.model_json_schema()
+    probes = {f"Of a probe: {kind}": config.model_json_schema() for kind, config in CONFIGS.items()}
+    wholes = [distillation, training, *probes.values()]
     schemas = {
         "Of a distillation": {**distillation, "description": "What `POST /distillations` takes."},
         "Of a training": {
             **training,
             "description": "What `POST /trainings` takes; what is not set is as in the core's own job.",
         },
-        **distillation["$defs"],
-        **training["$defs"],
+        **probes,
+        **{name: schema for whole in wholes for name, schema in whole["$defs"].items()},
     }
-    where = dict(_places("", distillation, distillation["$defs"]))
-    where.update(
-        (name, place)
-        for name, place in _places("", training, training["$defs"])
-        if name not in distillation["$defs"]
-    )
+    where: dict[str, str] = {}
+    for whole in wholes:
+        for name, place in _places("", whole, whole["$defs"]):
+            where.setdefault(name, place)
     titles = {name: f"{name}: {where[name]}" if name in where else name for name in schemas}
 
     def link(name: str) -> str:
@@ -68,7 +69,11 @@ def job_settings_page() -> str:
         f"## {titles[name]}\n\n{schema.get('description', '')}\n\n{fields_table(schema, link)}"
         for name, schema in schemas.items()
     ]
-    return page("Settings of a job", "the classes of `dmsae/config.py` and `dmsae/sources.py`", *parts)
+    return page(
+        "Settings of a job",
+        "the classes of `dmsae/config.py`, `dmsae/sources.py` and `dmsae/probe_config.py`",
+        *parts,
+    )
 
 
 def presets_page() -> str:

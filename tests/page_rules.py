@@ -11,18 +11,27 @@ import json
 import re
 import shlex
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import jsonschema
 import yaml
+from pydantic import ValidationError
 from typer.main import get_command
 
 from dmsae.cli import app
+from dmsae.errors import InvalidConfig
+from dmsae.service.planning import plan_distillations
+from dmsae.service.probe_requests import ProbeRequest, refuse_foreign
+from dmsae.service.requests import DistillationRequest, TrainingRequest
 from dmsae.service.settings import Settings
+from dmsae.service.sweeps import points_of
 from tests.pages import REFERENCE, ROOT, Block, Page, generated_pages, read_page
 
 SERVED = {"/", "/docs/handbook", "/openapi.json"}
 """What the API serves beside what its document names."""
+ROOTS = [Path("/data")]
+"""Below which the handbook's models and texts lie."""
 SHELL = ("", "sh", "bash", "console")
 STARTS = re.compile(
     r"(?:^[ ]*|&& |\|\| |\| |; |\$\(|\{ |   +)(?:\$ )?(?:[A-Z_]+=\S* )*"
@@ -145,6 +154,19 @@ def find_call(method: str, path: str) -> Any:
     return True if path in SERVED and method == "GET" else None
 
 
+def refuse_plan(path: str, body: Any) -> Iterator[str]:
+    """Say what the service has against a request that keeps to the schema, as far as no job need be there."""
+    try:
+        if path == "/distillations":
+            plan_distillations(DistillationRequest.model_validate(body), allowed_roots=ROOTS)
+        elif path == "/trainings":
+            points_of(TrainingRequest.model_validate(body))
+        elif path == "/probes":
+            refuse_foreign(ProbeRequest.model_validate(body))
+    except (ValidationError, InvalidConfig) as error:
+        yield f"POST {path}: {error}"
+
+
 def _fits(part: str, word: str) -> bool:
     """Tell whether a word can stand for a part of a path: `{id}`, `ID`, `$ID` or an id for a variable one."""
     if part.startswith("{") and part.count("{") == 1 and part.endswith("}"):
@@ -165,6 +187,12 @@ def refuse_body(method: str, path: str, body: Any) -> Iterator[str]:
 
 
 @functools.cache
+def command_line() -> Any:
+    """Make the parser of `dmsae`."""
+    return get_command(app)
+
+
+@functools.cache
 def openapi() -> Any:
     """Read the API's document."""
     return json.loads((ROOT / "docs" / "openapi.json").read_text())
@@ -178,7 +206,7 @@ def module_files() -> frozenset[str]:
 
 
 def _refuse_dmsae(words: Sequence[str], *, is_whole: bool) -> Iterator[str]:
-    command: Any = get_command(app)
+    command = command_line()
     context, name, rest = None, "dmsae", list(words)
     try:
         while True:
@@ -230,7 +258,7 @@ def _read_block(block: Block) -> Iterator[str]:
         if block.language == "json":
             value = json.loads(text)
             if block.request is not None:
-                yield from refuse_body(*block.request, value)
+                yield from [*refuse_body(*block.request, value)] or refuse_plan(block.request[1], value)
         elif block.language == "yaml":
             list(yaml.parse(text))  # no further: a part of a file may name what the file defines
         elif block.language == "python" or text.startswith(("from ", "import ")):

@@ -64,6 +64,10 @@ def test_commands_are_found_wherever_they_stand_in_a_block() -> None:
         ("    curl -s -X POST localhost:8000/trainings -d '{\"kore\": {}}'\n", "kore"),
         ('```json\n{"preset": demo}\n```', "json that cannot be read"),
         ('<!-- request: POST /distillations -->\n```json\n{"sae": {"k": "32"}}\n```', "$.sae.k"),
+        (
+            '<!-- request: POST /distillations -->\n```json\n{"preset": "demo", "sae": {"k": 2000}}\n```',
+            "at most",
+        ),
         ("```python\nwith Client() as client\n```", "python that cannot be read"),
         ("```python\nfrom dmsae.client.client import Klient\n```", "has no Klient"),
         ("```python\nimport no_such_library\n```", "there is no such module"),
