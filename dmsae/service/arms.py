@@ -29,7 +29,7 @@ ARMS: Mapping[str, str] = {
 NOT_COMPARED = frozenset(
     ("seed", "chain_index", "n_cycles", "device", "n_threads", "time_limit_s", "sae.k", "training.step")
 )
-SECTIONS_NOT_COMPARED = ("core.", "activations.scale.")
+SECTIONS_NOT_COMPARED = ("core.", "activations.scale")
 """The arm, and the scale, which comes with a core and is named to give a control the same one."""
 MOST_SHOWN = 3
 """Settings that are named of a setup."""
