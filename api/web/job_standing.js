@@ -6,7 +6,9 @@ import { fill, h, say } from "/ui/dom.js";
 import { count, duration, figure, moment, percent } from "/ui/format.js";
 
 const FINAL = new Set(["succeeded", "failed", "cancelled"]);
-const SHARE_OF_TRAINING = 0.9;
+const BEGINS = { loading: 0.02, harvesting: 0.05, training: 0.2, attributing: 0.85, evaluating: 0.92, uploading: 0.97 };
+const LASTS = { harvesting: 0.15, training: 0.65 };
+// Where in a cycle each phase begins, and how much of it the two long ones take: rough shares, for the bar alone.
 
 export const isFinal = (job) => FINAL.has(job.state);
 
@@ -68,10 +70,14 @@ function whyOf(job) {
 function shareDone({ state, progress }) {
   if (state === "succeeded") return 1;
   const { latest, phase, n_cycles, n_cycles_done } = progress;
-  const isTraining = phase === "training" && latest?.n_steps > 0;
-  const isAfter = phase === "attributing" || phase === "evaluating" || phase === "uploading";
-  const ofCycle = isTraining ? SHARE_OF_TRAINING * (latest.step / latest.n_steps) : isAfter ? SHARE_OF_TRAINING : 0;
+  const ofCycle = (BEGINS[phase] ?? 0) + (LASTS[phase] ?? 0) * shareOfPhase(phase, latest);
   return n_cycles ? (n_cycles_done + ofCycle) / n_cycles : 0;
+}
+
+/** How much of a phase is done, by its trainer's last line, which may still be the phase's before. */
+function shareOfPhase(phase, latest) {
+  if (phase === "training" && latest?.n_steps > 0) return latest.step / latest.n_steps;
+  return phase === "harvesting" && latest?.n_tokens_total > 0 ? latest.n_tokens / latest.n_tokens_total : 0;
 }
 
 function timesOf(job) {

@@ -43,7 +43,7 @@ def lab(
 ) -> Iterator[Lab]:
     folder: Path = tmp_path_factory.mktemp("lab")
     model = save_tiny_model(folder / "models" / "tiny")
-    short = {**SHORT_TIMES, "heartbeat_s": 0.2, "retry_backoff_s": 0.1}
+    short = {**SHORT_TIMES, "heartbeat_s": 0.2, "retry_backoff_s": 0.1, "affinity_wait_s": 1.0}
     times = {f"DMSAE_{name.upper()}": str(value) for name, value in short.items()}
     folders = {f"DMSAE_{name.upper()}": str(folder / name) for name in ("cache_dir", "work_dir", "lock_dir")}
     with fresh_database(services) as database_url:
