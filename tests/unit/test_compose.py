@@ -244,7 +244,7 @@ def test_an_image_does_by_itself_what_its_first_service_does(compose: dict[str, 
 def test_the_apis_image_holds_no_torch_and_the_workers_does() -> None:
     assert read_dockerfile("Dockerfile").all_of("RUN")[-1].endswith("--editable '.[server]'")
     assert "--editable '.[worker]'" in read_dockerfile("Dockerfile.gpu").all_of("RUN")[1]
-    assert not {"torch", "transformers", "numpy"} & packages_of("server")
+    assert not {"torch", "transformers", "numba"} & packages_of("server")
     assert {"torch", "transformers", "nvidia-ml-py", "celery"} <= packages_of("worker")
 
 
