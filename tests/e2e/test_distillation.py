@@ -1,8 +1,10 @@
 """HTTP in, cycles of a tiny model, lineage out: the main job, real at every joint."""
 
 import math
+import re
 from collections import Counter
 from pathlib import Path
+from pydoc_data.topics import topics
 from typing import Any, NamedTuple
 
 import pytest
@@ -129,6 +131,30 @@ def test_min_selected_keeps_what_was_selected_in_that_many_unbroken_cycles(
         kept = {latent["latent_id"] for latent in site.get(base, min_selected=wanted)["items"]}
         ids = [{latent["latent_id"] for latent in core} for core in finished.cores[3 - wanted :]]
         assert kept == set.intersection(*ids)
+
+
+def as_bytes(shown: str) -> bytes:
+    """Give what tokens hold, those that are a part of a character included."""
+    parts = re.split("<0x([0-9A-F]{2})>", shown)
+    return b"".join(bytes.fromhex(part) if odd % 2 else part.encode() for odd, part in enumerate(parts))
+
+
+def test_each_core_latent_shows_texts_that_it_fires_at_and_how_often_it_does(
+    site: Site, finished: Finished
+) -> None:
+    core_id = site.get(f"/distillations/{finished.job_id}/core")["core_id"]
+    densities = load_file(finished.files / "2" / "scores.safetensors")["density_all"].tolist()
+    source = "\0".join(topics.values()).encode()
+    for latent in finished.cores[2]:
+        told = site.get(f"/latents/{latent['latent_id']}/snippets")
+        assert told["core"] == core_id
+        assert told["density"] == pytest.approx(densities[latent["sae_index"]], abs=2 / told["n_tokens"])
+        snippets = [snippet for decile in told["deciles"] for snippet in decile["snippets"]]
+        assert all(as_bytes("".join(snippet["tokens"])) in source for snippet in snippets)
+        peaks = [snippet["activations"][snippet["peak"]] for snippet in snippets]
+        assert max(peaks, default=0.0) == pytest.approx(told["max_activation"], rel=1e-3)
+        assert all(peak >= 0.999 * told["min_activation"] > 0 for peak in peaks)
+        assert len(told["logit_lens"]["promoted"]) == 10
 
 
 def test_events_are_numbered_without_a_gap_and_end_with_the_job(site: Site, finished: Finished) -> None:
