@@ -29,7 +29,7 @@ def client_page() -> str:
     try:
         asked = {"client": client, **{f"client.{name}": part for name, part in _parts(client)}}
         parts = [
-            f"## {name}\n\n{inspect.getdoc(type(part))}\n\n" + "\n\n".join(_methods(name, type(part)))
+            f"## {name}\n\n{_doc(type(part))}\n\n" + "\n\n".join(_methods(name, type(part)))
             for name, part in asked.items()
         ]
     finally:
@@ -136,9 +136,9 @@ def _methods(name: str, kind: type) -> Iterator[str]:
         yield f"### {name}.{method}\n\n```text\n{name}.{method}{signature}\n```\n\n{_doc(function)}"
 
 
-def _doc(function: Any) -> str:
+def _doc(thing: Any) -> str:
     """Give a docstring with its `Raises:` as a list."""
-    text = inspect.getdoc(function) or ""
+    text = inspect.getdoc(thing) or ""
     return re.sub(r"^    (\w+): ", r"- `\1`: ", text.replace("Raises:\n", "Raises:\n\n"), flags=re.MULTILINE)
 
 
