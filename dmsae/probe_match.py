@@ -84,35 +84,30 @@ def require_same_space(core: Core, provenance: Provenance, *, param: str) -> Non
             raise CycleFailed("core_mismatch", message, param=param)
 
 
-def match_core(
-    config: CoreMatchConfig,
-    sides: tuple[Core, Opened],
-    loaded: LoadedModel,
-    hook: HookPoint,
-    *,
-    tools: tuple[Places, Report, Clock],
-) -> dict[str, Any]:
+class Bench(NamedTuple):
+    """What a match works with."""
+
+    loaded: LoadedModel
+    hook: HookPoint
+    places: Places
+    report: Report
+    clock: Clock
+
+
+def match_core(config: CoreMatchConfig, core: Core, other: Opened, *, bench: Bench) -> dict[str, Any]:
     """Give what `probe.json` says of a match: pairs, how alike they are, and what chance gives.
 
     Raises: CycleFailed.
     """
-    (core, other), (places, report, clock) = sides, tools
-    clock.enter("evaluating")
+    bench.clock.enter("evaluating")
     generator = named_generator(config.seed, "probe", "match")
     aligned = align(core.W_dec, other.W_dec, min_cosine=config.decoder_cosine, generator=generator)
     correlations: list[float | None] = [None] * len(aligned.cosines)
     n_tokens = 0
     if other.reads is not None and aligned.cosines:
-        clock.enter("harvesting")
+        bench.clock.enter("harvesting")
         readers = core.only(aligned.a_indices), other.reads.only(aligned.b_indices)
-        max_norm = least_limit([core, other.reads], config.activations)
-        text = open_text(
-            config.data,
-            inputs_dir=places.inputs_dir,
-            allowed_roots=places.allowed_roots,
-            cache_dir=places.cache_dir,
-        )
-        firings = read_pairs(readers, Evaluation(config, loaded, hook, report, places, text, max_norm))
+        firings = read_pairs(readers, _open_evaluation(config, readers, bench))
         correlations, n_tokens = firings.correlations((0, 1)), firings.n_tokens
     return {
         "other": config.other.model_dump(mode="json"),
@@ -139,6 +134,22 @@ def read_pairs(readers: tuple[Core, Core], run: Evaluation) -> Firings:
     for batch in split_rows(harvest_evaluation(run)):
         firings.add(kept(batch, run.loaded.device))
     return firings
+
+
+def _open_evaluation(config: CoreMatchConfig, readers: tuple[Core, Core], bench: Bench) -> Evaluation:
+    """Open the text on which firing is compared.
+
+    Raises: CycleFailed.
+    """
+    places = bench.places
+    text = open_text(
+        config.data,
+        inputs_dir=places.inputs_dir,
+        allowed_roots=places.allowed_roots,
+        cache_dir=places.cache_dir,
+    )
+    max_norm = least_limit(readers, config.activations)
+    return Evaluation(config, bench.loaded, bench.hook, bench.report, places, text, max_norm)
 
 
 def _entries(

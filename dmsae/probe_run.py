@@ -28,7 +28,7 @@ from dmsae.probe_config import (
     ProbeSpec,
     PromptConfig,
 )
-from dmsae.probe_match import match_core, open_other, require_same_space
+from dmsae.probe_match import Bench, match_core, open_other, require_same_space
 from dmsae.prompting import PromptReader, Said, divergence, read_prompt
 from dmsae.reporting import Report
 from dmsae.sae import Core
@@ -79,7 +79,8 @@ def run_probe(spec: ProbeSpec, out: Path, *, places: Places, report: Report) -> 
 
     if isinstance(config, CoreMatchConfig):
         assert other is not None  # noqa: S101 - it was opened above
-        found = match_core(config, (core, other), run.loaded, run.hook, tools=(places, report, clock))
+        bench = Bench(run.loaded, run.hook, places, report, clock)
+        found = match_core(config, core, other, bench=bench)
     else:
         clock.enter("evaluating")
         found = read_lenses(run, config) if isinstance(config, LogitLensConfig) else ask(run, config)
