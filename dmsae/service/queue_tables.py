@@ -2,7 +2,7 @@
 
 from datetime import datetime
 
-from sqlalchemy import ARRAY, CheckConstraint, Double, ForeignKey, Integer, func
+from sqlalchemy import ARRAY, CheckConstraint, Double, ForeignKey, Index, Integer, func
 from sqlalchemy.orm import Mapped, mapped_column
 
 from dmsae.service.tables import Table
@@ -12,6 +12,7 @@ class UsageSlice(Table):
     """Device time that an owner's closed attempts took within one hour; a trigger adds to it at closing."""
 
     __tablename__ = "usage_slices"
+    __table_args__ = (Index("ix_usage_slices_began_at", "began_at"),)
 
     owner_id: Mapped[str] = mapped_column(ForeignKey("owners.id"), primary_key=True)
     began_at: Mapped[datetime] = mapped_column(primary_key=True)
