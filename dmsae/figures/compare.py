@@ -22,6 +22,8 @@ COLUMNS = 2
 PANELS_IN, LINE_IN = 5.2, 0.17
 """Height of all panels, and of a line of legend or notes."""
 LETTERS_PER_IN = 17
+MOST_LINES = 40
+"""Of these the first are drawn."""
 MOST_TOLD = 3
 """Missing controls that are named one by one."""
 
@@ -91,6 +93,10 @@ def _draw(
 
 
 def _lines(data: CompareData) -> list[Line]:
+    return _all_lines(data)[:MOST_LINES]
+
+
+def _all_lines(data: CompareData) -> list[Line]:
     return list(dict.fromkeys(_line_of(data, job.series, job.k) for job in data.jobs))
 
 
@@ -121,6 +127,8 @@ def _notes(data: CompareData, width: float) -> list[str]:
     told = [BARS, *(drawable(gap.sentence) for gap in data.missing[:MOST_TOLD])]
     if len(data.missing) > MOST_TOLD:
         told.append(f"{len(data.missing) - MOST_TOLD} more controls are missing: see the CSV.")
+    if (n_more := len(_all_lines(data)) - MOST_LINES) > 0:
+        told.append(f"{n_more} more series are not drawn: see the CSV.")
     if data.left_out:
         told.append(f"Not among them, since they have not succeeded: {len(data.left_out)} of those named.")
     return [line for note in told for line in textwrap.wrap(note, int(LETTERS_PER_IN * width))]

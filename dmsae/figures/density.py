@@ -11,6 +11,8 @@ from dmsae.figures.data import DensityData, Point
 from dmsae.figures.legends import color_origins, explain_origins
 from dmsae.figures.themes import Look
 
+SMALLEST_SCALED = 1e-30
+"""A score below it in size lies on zero."""
 MOST_OUTLINED = 4000
 """Points that are drawn one by one into an SVG; more lie in it as an image."""
 
@@ -43,7 +45,7 @@ def paint_density(figure: Figure, look: Look, data: DensityData) -> None:
 def _scale(axes: Axes, known: list[Point]) -> None:
     axes.set_xscale("log")
     scores = [point.score for point in known if point.score is not None]
-    smallest = min((abs(score) for score in scores if score), default=1.0)
+    smallest = max(SMALLEST_SCALED, min((abs(score) for score in scores if score), default=1.0))
     if scores and min(scores) > 0:
         axes.set_yscale("log")
     else:

@@ -7,7 +7,7 @@ from matplotlib.ticker import MaxNLocator
 from dmsae.figures.canvas import set_title
 from dmsae.figures.data import OriginsData
 from dmsae.figures.legends import FOREIGN_HATCH, color_origins, explain_origins
-from dmsae.figures.themes import Look, ink_on
+from dmsae.figures.themes import Color, Look, ink_on
 
 LEAST_LABELLED = 0.045
 """Of the highest bar: what a part must measure to have its number written in it."""
@@ -37,7 +37,7 @@ def paint_origins(figure: Figure, look: Look, data: OriginsData) -> None:
             bar.set_hatch(None if origin.job_id == job_id else FOREIGN_HATCH)
             bar.set_gid(f"bar-{data.cycles[place]}-{origin.job_id}-{origin.cycle}")
             if is_labelled and n >= LEAST_LABELLED * highest:
-                _write(axes, place, tops[place] + n / 2, n, ink=ink_on(color))
+                _write(axes, place, tops[place] + n / 2, n, color=color)
             tops[place] += n
     for place, n in enumerate(tops if is_labelled else ()):
         axes.annotate(f"{n:,}", (place, n), (0, 2), textcoords="offset points", ha="center", fontsize=8)
@@ -49,5 +49,8 @@ def paint_origins(figure: Figure, look: Look, data: OriginsData) -> None:
     explain_origins(figure, axes, look, colors, job_id=job_id)
 
 
-def _write(axes: Axes, x: float, y: float, n: int, *, ink: str) -> None:
-    axes.text(x, y, f"{n:,}", ha="center", va="center", fontsize=7.5, color=ink)
+def _write(axes: Axes, x: float, y: float, n: int, *, color: Color) -> None:
+    """Write a number on its colour alone, free of any hatching."""
+    ground = {"facecolor": color, "edgecolor": "none", "pad": 0.8}
+    text = axes.text(x, y, f"{n:,}", ha="center", va="center", bbox=ground)
+    text.set(fontsize=7.5, color=ink_on(color))

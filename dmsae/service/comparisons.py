@@ -66,12 +66,12 @@ def compare(session: Session, ids: Sequence[str], *, over: Over) -> CompareData:
     Raises:
         NotFound: there is no such job or group.
         InvalidConfig: a job is neither distillation nor training, or there are too many.
-        NothingToDraw: none of them has succeeded.
+        NothingToDraw: none of them has succeeded, or their metrics have nothing to compare.
     """
     jobs = _find_named(session, ids)
     found = _with_metrics(session, [job for job in jobs if job.state == "succeeded"], is_named=True)
-    if not found:
-        raise NothingToDraw("None of these jobs has succeeded (yet): there is nothing to compare.")
+    if not any(_values(each.metrics) for each in found):
+        raise NothingToDraw("None of these jobs has succeeded (yet) with metrics that can be compared.")
     needs = list(dict.fromkeys(need for each in found if (need := each.need) is not None))
     controls = _find_controls(session, needs, but=[job.id for job in jobs])
     everything = [*found, *controls]
@@ -169,16 +169,22 @@ def _series(each: _Found, arm: Arm, labels: Mapping[str, str]) -> Series:
 
 
 def _compared(each: _Found, arm: Arm, labels: Mapping[str, str]) -> Compared:
-    values = {name: _measured(each.metrics, name) for name in MEASURES}
+    known = _values(each.metrics)
     return Compared(
         each.job.id,
         _series(each, arm, labels),
         k=each.k,
         seed=int(each.job.config["seed"]),
-        values=values,
+        values={name: known.get(name) for name in MEASURES},
         is_weak_control=each.metrics.get("is_weak_control"),
         is_named=each.is_named,
     )
+
+
+def _values(metrics: Mapping[str, Any]) -> dict[str, float]:
+    """Give what there is of the measures."""
+    found = {name: _measured(metrics, name) for name in MEASURES}
+    return {name: value for name, value in found.items() if value is not None}
 
 
 def _measured(metrics: Mapping[str, Any], measure: str) -> float | None:

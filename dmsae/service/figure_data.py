@@ -122,7 +122,7 @@ def collect_density(session: Session, job: Job) -> DensityData:
     """Give density and score of each latent of the last core that the job selected.
 
     Raises:
-        NothingToDraw: no cycle has selected a core.
+        NothingToDraw: no cycle has selected a core, or no latent of it has a density above 0.
     """
     last = session.execute(
         select(Cycle.index, Core.id, Core.n_latents)
@@ -144,6 +144,8 @@ def collect_density(session: Session, job: Job) -> DensityData:
         .order_by(place.core_index)
     )
     points = [Point(name, at, Origin(job_id, cycle), *rest) for name, at, job_id, cycle, *rest in rows]
+    if not any(point.density and point.score is not None for point in points):
+        raise NothingToDraw(f"No latent of the core of cycle {index} of {job.id} was ever active.", id=job.id)
     return DensityData(_subject(job), index, n_latents, points)
 
 

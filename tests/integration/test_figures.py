@@ -207,6 +207,7 @@ def test_what_cannot_be_drawn_is_refused_plainly(site: Site) -> None:
     refusal = site.figure(site.done, "origins.svg?theme=blue", 422).json()
     assert refusal["errors"][0]["param"] == "theme"
     assert site.compare(site.fresh, status=404).json()["code"] == "nothing_to_draw"
+    assert site.compare(site.done, status=404).json()["code"] == "nothing_to_draw"  # it has no metrics
     assert site.compare("distilled", "job_none", status=404).json()["code"] == "not_found"
     for jobs in ("", ",", "a,,b", "a b", ",".join("a" * 101)):
         answer = site.api.get("/figures/compare.csv", params={"jobs": jobs})
