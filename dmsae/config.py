@@ -30,7 +30,7 @@ BARE_RECORD_BYTES = 1536
 """Of the same without any text, and for each token of text: generous, so that texts are seldom cut."""
 TOKEN_BYTES = 8
 PLACE_BYTES = 17
-"""That say where one latent's record lies."""
+"""Sixteen digits and a line feed, that say where one latent's record lies."""
 
 
 def _refuse(param: str, value: Any, rule: str, code: str = "invalid_value") -> PydanticCustomError:

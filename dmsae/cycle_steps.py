@@ -1,6 +1,6 @@
 """What are the steps of one cycle, and in which order?
 
-load, contexts, harvest, train, attribute, select, evaluate, save. Each is another module's; here
+load, contexts, harvest, train, attribute, select, evaluate, show, save. Each is another module's; here
 they meet, are timed and reported. The process around them is in `cycle.py`.
 """
 

@@ -170,9 +170,7 @@ class FiringReader:
         drawn: list[int] = places[order].tolist()
         return drawn
 
-    def _snippet(
-        self, kind: Literal["strongest", "random"], decile: int, place: int, context: int
-    ) -> Snippet:
+    def _snippet(self, kind: Kind, decile: int, place: int, context: int) -> Snippet:
         around = self.tokens.around(place, context)
         known = self.tokens.kept_place[around]
         acts = [float(self.acts[other]) if other >= 0 else None for other in known.tolist()]

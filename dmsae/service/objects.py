@@ -209,7 +209,7 @@ class ObjectStore:
                 raise BytesDiffer(f"The object store gave two versions of {key!r} under one etag.", key=key)
 
     def read_range(self, key: str, start: int, n_bytes: int) -> bytes:
-        """Read so many bytes of one object from a place on; fewer where it ends earlier.
+        """Read a few bytes of one object from a place on, within 2 seconds; fewer where it ends earlier.
 
         Raises:
             NotFound: there is no such object.
@@ -217,7 +217,7 @@ class ObjectStore:
         """
         wanted = f"bytes={start}-{start + n_bytes - 1}"
         with translated_errors(key):
-            body = self._client.get_object(Bucket=self._bucket, Key=key, Range=wanted)["Body"]
+            body = self._probe.get_object(Bucket=self._bucket, Key=key, Range=wanted)["Body"]
             with body:
                 content: bytes = body.read(n_bytes)
         return content

@@ -11,18 +11,15 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from sqlalchemy import Select, func, select
 from sqlalchemy.orm import Session, aliased
 
+from dmsae.config import MOST_RECORD_BYTES, PLACE_BYTES
 from dmsae.errors import Deleted, NotFound
 from dmsae.service.objects import BytesDiffer, ObjectStore
 from dmsae.service.tables import Artifact, Core, CoreLatent, Cycle, Job, Latent
 
 RECORDS, PLACES = "snippets/latents.jsonl.gz", "snippets/places.txt"
 """Artifacts of a cycle: a gzip member for each latent of its core, and where each begins."""
-PLACE_BYTES = 17
-"""Sixteen digits and a line feed; the last place is the end of the records."""
-MOST_STORED_BYTES = 64 << 10
-"""Of one latent's record, compressed; the trainer writes no larger one."""
 MOST_BYTES = 512 << 10
-"""Of the same unpacked."""
+"""Of one latent's record, unpacked; the trainer writes no larger one."""
 
 
 class SnippetPlace(NamedTuple):
@@ -128,7 +125,7 @@ def read_snippets(store: ObjectStore, place: SnippetPlace) -> SnippetRecord:
     if start == end:
         rule = f"snippets.budget_bytes of {place.job_id!r} left no room for it"
         raise NotFound(f"No text snippets of latent {place.latent_id!r} are stored: {rule}.")
-    if not 0 < end - start <= MOST_STORED_BYTES:
+    if not 0 < end - start <= MOST_RECORD_BYTES:
         raise _differ(place)
     return _parse(_read(store, place.records_key, start, end - start, place), place)
 

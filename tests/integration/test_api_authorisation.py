@@ -71,7 +71,7 @@ MATRIX: dict[str, Row] = {
     "GET /latents": READ,
     "GET /latents/{latent_id}": READ,
     "GET /latents/{latent_id}/descendants": READ,
-    "GET /latents/{latent_id}/snippets": READ,
+    "GET /latents/{latent_id}/snippets": Row("key", 404),
     "GET /cores": READ,
     "GET /cores/{core_id}": READ,
     "GET /cores/{lab}/{name}": Row("key", 404),

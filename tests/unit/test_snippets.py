@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from dmsae import snippet_files
 from dmsae.activations import ContextBatch
-from dmsae.config import SnippetConfig
+from dmsae.config import MOST_RECORD_BYTES, SnippetConfig
 from dmsae.errors import NotFound
 from dmsae.logit_lens import LogitLens, TokenValue
 from dmsae.service import snippets as stored_snippets
@@ -243,7 +243,7 @@ def test_a_cycles_bytes_stay_within_their_budget_whatever_the_core():
         config = SnippetConfig(budget_bytes=budget)
         for n_latents in (1, 7, 500, 100_000):
             each = config.latent_bytes(n_latents)
-            assert 0 <= each <= stored_snippets.MOST_STORED_BYTES
+            assert 0 <= each <= MOST_RECORD_BYTES
             assert each == 0 or n_latents * each + config.place_bytes(n_latents) <= budget
     assert (
         SnippetConfig(budget_bytes=100).latent_bytes(7) == SnippetConfig(budget_bytes=0).latent_bytes(1) == 0
@@ -260,7 +260,7 @@ def test_the_longest_record_that_settings_allow_is_cut_to_what_readers_take():
         Snippet(kind, 1 + index % 10, ids[index:] + ids[:index], acts, 50) for index, kind in enumerate(kinds)
     ]
     found = LatentFirings(10**9, 10**8, 1e-3, 9.0, [10**7] * 10, shown)
-    assert 0 < len(pack(found, "job_1.0.5")) <= stored_snippets.MOST_STORED_BYTES
+    assert 0 < len(pack(found, "job_1.0.5")) <= MOST_RECORD_BYTES
     assert snippet_files.MOST_BYTES == stored_snippets.MOST_BYTES
     assert f"snippets/{snippet_files.RECORDS}" == stored_snippets.RECORDS
     assert f"snippets/{snippet_files.PLACES}" == stored_snippets.PLACES
