@@ -47,7 +47,8 @@ class RequestLimits:
     async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
         request_id = scope["request_id"]
         try:
-            messages = await asyncio.wait_for(_read(scope, receive), BODY_TIMEOUT_S)
+            async with asyncio.timeout(BODY_TIMEOUT_S):
+                messages = await _read(scope, receive)
         except TimeoutError:
             detail = f"The body did not arrive within {BODY_TIMEOUT_S} s."
             answer = problem(408, "body_too_slow", detail, request_id=request_id, headers=CLOSE)

@@ -53,7 +53,9 @@ def check_caller(
     if plaintext is None and "authorization" in request.headers:
         raise Unauthorized()
     required = parts.settings.require_key
-    caller = parts.database.run(lambda session: keys.identify(session, plaintext, is_key_required=required))
+    caller = parts.database.run_alone(
+        lambda session: keys.identify(session, plaintext, is_key_required=required)
+    )
     request.scope["caller"] = caller
     if caller.key_id is None:
         _check_open(request, parts.settings)

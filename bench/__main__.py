@@ -1,6 +1,6 @@
 """`make bench`: the demo's phases; a step, the harvest and cycles beside their floors and peers; memory;
 how far scores agree with ablations; how fast the queue hands out cycles, latents are found, jobs are
-taken while many streams are open, and the list of jobs is on the screen.
+taken while many streams are open and shown, and the list of jobs is on the screen.
 
 One JSON object a line: name, value, unit, against, ratio, spread. The demo is run once, in a data folder of
 its own; `ratio` is the share of the whole demo, `spread` the smallest and largest cycle, where a phase
@@ -23,6 +23,7 @@ from bench.harvest import harvest_rows
 from bench.lineage import lineage_rows
 from bench.memory import memory_rows
 from bench.pages import page_rows
+from bench.reads import read_rows
 from bench.scores import score_rows
 from bench.step import gpu_step_rows, step_rows
 from bench.step_memory import step_memory_rows
@@ -39,6 +40,7 @@ GROUPS = (
     claim_rows,
     lineage_rows,
     stream_rows,
+    read_rows,
     page_rows,
 )
 

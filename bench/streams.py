@@ -16,7 +16,7 @@ import json
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, closing
 from functools import partial
 from pathlib import Path
@@ -83,6 +83,8 @@ class Started(NamedTuple):
     url: str
     database_url: str
     """psycopg's."""
+    env: Mapping[str, str]
+    """Under which it runs."""
 
 
 def started(folder: Path, stack: ExitStack) -> Started:
@@ -113,7 +115,7 @@ def started(folder: Path, stack: ExitStack) -> Started:
     stack.callback(api.stop)
     api.start()
     api.wait_ready(60)
-    return Started(url, settings.database_url.get_secret_value().replace("+psycopg", ""))
+    return Started(url, settings.database_url.get_secret_value().replace("+psycopg", ""), env)
 
 
 async def put_under_load(url: str, database: Database) -> Loaded:

@@ -135,8 +135,7 @@ def _etag(version: int) -> dict[str, str]:
 
 
 def _view(parts: Parts, job_id: str) -> JobView:
-    with parts.database.session_scope() as session:
-        return jobs.view_job(session, job_id)
+    return parts.database.run_alone(lambda session: jobs.view_job(session, job_id))
 
 
 def _is_known(view: JobView, request: Request) -> bool:

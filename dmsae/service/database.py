@@ -8,7 +8,7 @@ import select
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import NamedTuple, TypeAlias, TypeVar, cast
+from typing import Any, NamedTuple, TypeAlias, TypeVar, cast
 
 import psycopg
 import structlog
@@ -59,20 +59,9 @@ class Database:
     """An engine and what is told to sleeping workers once a transaction has committed."""
 
     def __init__(self, url: str, *, wake_up: WakeUp, pool_size: int = 10) -> None:
-        self.engine: Engine = create_engine(
-            url,
-            pool_size=pool_size,
-            max_overflow=0,
-            pool_timeout=5,
-            hide_parameters=True,
-            connect_args={
-                **CONNECTION,
-                "application_name": APPLICATION_NAME,
-                "options": "-c timezone=UTC -c lock_timeout=10s -c statement_timeout=60s"
-                " -c idle_in_transaction_session_timeout=60s",
-            },
-        )
-        event.listen(self.engine, "checkout", _refuse_ended)
+        self.engine = _make_engine(url, pool_size)
+        self._engine_alone = _make_engine(url, pool_size, isolation_level="AUTOCOMMIT")
+        """With a pool of its own, whose connections need not be told each time."""
         self._wake_up = wake_up
 
     @contextmanager
@@ -109,13 +98,18 @@ class Database:
             return _retried(lambda: self._run_alone_once(use_case))
 
     def pool_use(self) -> PoolUse:
-        """Tell how many connections there are, and may be."""
-        pool = cast("QueuePool", self.engine.pool)
-        return PoolUse(pool.checkedout(), pool.checkedin(), pool.size())
+        """Tell how many connections there are, and may be, in that pool of which more are in use."""
+        pools = [cast("QueuePool", engine.pool) for engine in self._engines]
+        return max(PoolUse(pool.checkedout(), pool.checkedin(), pool.size()) for pool in pools)
 
     def dispose(self) -> None:
         """Close all pooled connections."""
-        self.engine.dispose()
+        for engine in self._engines:
+            engine.dispose()
+
+    @property
+    def _engines(self) -> tuple[Engine, Engine]:
+        return self.engine, self._engine_alone
 
     @contextmanager
     def _transaction(self) -> Iterator[Session]:
@@ -129,9 +123,27 @@ class Database:
             return use_case(session)
 
     def _run_alone_once(self, use_case: UseCase[Result]) -> Result:
-        engine = self.engine.execution_options(isolation_level="AUTOCOMMIT")
-        with Session(engine, expire_on_commit=False) as session:
+        with Session(self._engine_alone, expire_on_commit=False) as session:
             return use_case(session)
+
+
+def _make_engine(url: str, pool_size: int, **options: Any) -> Engine:
+    engine = create_engine(
+        url,
+        pool_size=pool_size,
+        max_overflow=0,
+        pool_timeout=5,
+        hide_parameters=True,
+        connect_args={
+            **CONNECTION,
+            "application_name": APPLICATION_NAME,
+            "options": "-c timezone=UTC -c lock_timeout=10s -c statement_timeout=60s"
+            " -c idle_in_transaction_session_timeout=60s",
+        },
+        **options,
+    )
+    event.listen(engine, "checkout", _refuse_ended)
+    return engine
 
 
 def _refuse_ended(driver: psycopg.Connection, *_: object) -> None:

@@ -11,7 +11,7 @@ from dmsae.errors import BadRequest, Deleted, Forbidden, NotFound
 from dmsae.service import cancelling, retrying
 from dmsae.service.events import append_event
 from dmsae.service.paging import Page, decode_cursor, make_page
-from dmsae.service.progress import MODEL_NAMES, JobView, view_jobs
+from dmsae.service.progress import MODEL_NAMES, JobView, find_view, view_jobs
 from dmsae.service.queue_control import set_rank
 from dmsae.service.requests import JobChanges
 from dmsae.service.states import lock_job
@@ -68,11 +68,9 @@ def find_job(session: Session, job_id: str, *, kind: str | None = None) -> Job:
         Deleted: there was; the message says when it was deleted.
     """
     job = session.get(Job, job_id, populate_existing=True)
-    if job is None or kind not in (None, job.kind):
-        raise NotFound(f"There is no {kind or 'job'} {job_id!r}.", id=job_id)
-    if job.deleted_at is not None:
-        when = job.deleted_at.isoformat(timespec="seconds")
-        raise Deleted(f"The {job.kind} {job_id!r} was deleted at {when}.", id=job_id)
+    if job is None:
+        raise _missing(job_id, kind)
+    _check_there(job, kind)
     return job
 
 
@@ -81,8 +79,13 @@ def view_job(session: Session, job_id: str, *, kind: str | None = None) -> JobVi
 
     Raises:
         NotFound: there is no such job.
+        Deleted: there was.
     """
-    return view_jobs(session, [find_job(session, job_id, kind=kind)])[0]
+    view = find_view(session, job_id)
+    if view is None:
+        raise _missing(job_id, kind)
+    _check_there(view.job, kind)
+    return view
 
 
 def list_jobs(
@@ -208,6 +211,18 @@ def list_cycles(session: Session, job_id: str) -> list[CycleView]:
     columns = (Cycle, n_attempts, cast(stored.scalar_subquery(), BigInteger))
     rows = session.execute(select(*columns).where(Cycle.job_id == job_id).order_by(Cycle.index))
     return [CycleView(*row) for row in rows]
+
+
+def _missing(job_id: str, kind: str | None) -> NotFound:
+    return NotFound(f"There is no {kind or 'job'} {job_id!r}.", id=job_id)
+
+
+def _check_there(job: Job, kind: str | None) -> None:
+    if kind not in (None, job.kind):
+        raise _missing(job.id, kind)
+    if job.deleted_at is not None:
+        when = job.deleted_at.isoformat(timespec="seconds")
+        raise Deleted(f"The {job.kind} {job.id!r} was deleted at {when}.", id=job.id)
 
 
 def _require_owner(session: Session, job_id: str, owner_id: str | None) -> None:

@@ -1,12 +1,11 @@
 """How far is a job, how long will it still take, and why does it wait?"""
 
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import ARRAY, BigInteger, Text, bindparam, case, cast, func, select
+from sqlalchemy import ARRAY, BigInteger, Double, Select, Text, bindparam, cast, func, select, true
 from sqlalchemy.dialects.postgresql import JSONB, aggregate_order_by
 from sqlalchemy.orm import Session
 
@@ -67,42 +66,73 @@ class JobView:
         return self.progress.cycle_index is None or self.progress.attempt_number is not None
 
 
-_STORED = select(cast(func.sum(Artifact.size_bytes), BigInteger)).where(Artifact.job_id == Cycle.job_id)
-_TOLD = select(func.jsonb_agg(aggregate_order_by(Event.data, Event.seq), type_=JSONB)).where(
-    Event.job_id == Cycle.job_id, Event.kind.in_(TOLD_BY_TRAINERS)
-)
-_IS_FIRST = Cycle.index == 0
-AROUND = (
+_COUNTS = (
     select(
-        *(Cycle.id, Cycle.job_id, Cycle.index.label("cycle_index"), Cycle.state, Cycle.resource_class),
-        *(Cycle.not_before, Cycle.state_reason, Cycle.started_at, Cycle.finished_at),
-        *(Cycle.owner_id, Cycle.memory_bytes, Cycle.cache_key),
-        *(Attempt.number, Attempt.phase, Attempt.progress, Attempt.progress_at, Attempt.opened_at),
-        Owner.name.label("owner"),
-        case((_IS_FIRST, _STORED.scalar_subquery())).label("stored_bytes"),
-        case((_IS_FIRST, _TOLD.scalar_subquery())).label("told"),
-        func.now().label("now"),
+        func.count().label("n_cycles"),
+        func.count().filter(Cycle.state == "succeeded").label("n_done"),
+        func.count().filter(Cycle.state == "waiting").label("n_waiting"),
+        cast(
+            func.avg(func.extract("epoch", Cycle.finished_at - Cycle.started_at)).filter(
+                Cycle.state == "succeeded"
+            ),
+            Double,
+        ).label("mean_s"),
     )
-    .join(Owner, Owner.id == Cycle.owner_id)
-    .outerjoin(Attempt, (Attempt.cycle_id == Cycle.id) & Attempt.outcome.is_(None))
-    .where(Cycle.job_id == func.any(bindparam("job_ids", type_=ARRAY(Text))))
-    .order_by(Cycle.job_id, Cycle.index)
+    .where(Cycle.job_id == Job.id)
+    .lateral("counts")
 )
-"""All cycles of some jobs, each with its open attempt; what belongs to a job stands in its first row. In one
-statement, since a job is asked for more often than anything else.
-"""
+_CURRENT = (
+    select(
+        *(Cycle.id, Cycle.index.label("cycle_index"), Cycle.state, Cycle.state_reason, Cycle.not_before),
+        *(Cycle.resource_class, Cycle.owner_id, Cycle.memory_bytes, Cycle.cache_key),
+    )
+    .where(Cycle.job_id == Job.id, Cycle.state.in_(("running", "queued")))
+    .order_by(Cycle.index)
+    .limit(1)
+    .lateral("current")
+)
+_STORED = select(cast(func.sum(Artifact.size_bytes), BigInteger)).where(Artifact.job_id == Job.id)
+_TOLD = select(func.jsonb_agg(aggregate_order_by(Event.data, Event.seq), type_=JSONB)).where(
+    Event.job_id == Job.id, Event.kind.in_(TOLD_BY_TRAINERS)
+)
+
+
+def _seen(*what: Any) -> Select[Any]:
+    """Give the query for jobs with all that is shown of them but why they wait: a row for each."""
+    return (
+        select(
+            *what,
+            *(*_COUNTS.c, *_CURRENT.c),
+            *(Attempt.number, Attempt.phase, Attempt.progress, Attempt.progress_at, Attempt.opened_at),
+            *(Owner.name.label("owner"), func.now().label("now")),
+            *(_STORED.scalar_subquery().label("stored_bytes"), _TOLD.scalar_subquery().label("told")),
+        )
+        .select_from(Job)
+        .join(Owner, Owner.id == Job.owner_id)
+        .join(_COUNTS, true())
+        .outerjoin(_CURRENT, true())
+        .outerjoin(Attempt, (Attempt.cycle_id == _CURRENT.c.id) & Attempt.outcome.is_(None))
+    )
+
+
+ONE = _seen(Job).where(Job.id == bindparam("job_id")).execution_options(populate_existing=True)
+"""A job, and what is shown of it: in one statement, since nothing is asked for more often."""
+MANY = _seen(Job.id.label("job_id")).where(Job.id == func.any(bindparam("job_ids", type_=ARRAY(Text))))
+
+
+def find_view(session: Session, job_id: str) -> JobView | None:
+    """Show a job with its progress, a deleted one too; None if there is none."""
+    row = session.execute(ONE, {"job_id": job_id}).one_or_none()
+    return None if row is None else _view(row.Job, row, _look_at_line(session, [row]))
 
 
 def view_jobs(session: Session, jobs: Sequence[Job]) -> list[JobView]:
     """Show jobs with their progress, in the order given."""
     if not jobs:
         return []
-    cycles: dict[str, list[Any]] = defaultdict(list)
-    for row in session.execute(AROUND, {"job_ids": [job.id for job in jobs]}):
-        cycles[row.job_id].append(row)
-    queued = [row.id for rows in cycles.values() for row in rows if row.state == "queued"]
-    line = _Line(find_places(session, queued), look(session)) if queued else None
-    return [_view(job, cycles[job.id], line) for job in jobs]
+    rows = {row.job_id: row for row in session.execute(MANY, {"job_ids": [job.id for job in jobs]})}
+    line = _look_at_line(session, list(rows.values()))
+    return [_view(job, rows[job.id], line) for job in jobs]
 
 
 def view_queued(job: Job, cycle: Any, *, n_cycles: int, owner: str, standing: Standing) -> JobView:
@@ -131,30 +161,28 @@ class _Line:
     standing: Standing
 
 
-def _view(job: Job, cycles: Sequence[Any], line: _Line | None) -> JobView:
-    current = next((cycle for cycle in cycles if cycle.state in ("running", "queued")), None)
-    attempt = current if current is not None and current.number is not None else None
-    place = line.places.get(current.id) if line is not None and current is not None else None
+def _look_at_line(session: Session, rows: Sequence[Any]) -> _Line | None:
+    """Take in the queue, if any of these jobs waits in it."""
+    queued = [row.id for row in rows if row.state == "queued"]
+    return _Line(find_places(session, queued), look(session)) if queued else None
+
+
+def _view(job: Job, row: Any, line: _Line | None) -> JobView:
+    place = line.places.get(row.id) if line is not None else None
     progress = Progress(
-        n_cycles=len(cycles),
-        n_cycles_done=sum(cycle.state == "succeeded" for cycle in cycles),
-        cycle_index=current.cycle_index if current is not None else None,
-        attempt_number=attempt.number if attempt is not None else None,
-        phase=attempt.phase if attempt is not None else None,
-        latest=attempt.progress if attempt is not None else None,
-        time_left_s=_time_left_s(cycles, attempt),
+        n_cycles=row.n_cycles,
+        n_cycles_done=row.n_done,
+        cycle_index=row.cycle_index,
+        attempt_number=row.number,
+        phase=row.phase,
+        latest=row.progress,
+        time_left_s=_time_left_s(row),
         queue_position=None if place is None else place.position,
         starts_in_s=None if place is None else place.starts_in_s,
         queue_seen_at=None if place is None else place.taken_at,
     )
-    return JobView(
-        job,
-        cycles[0].owner,
-        progress,
-        _reason(job, current, place, line),
-        stored_bytes=cycles[0].stored_bytes or 0,
-        in_use=_in_use(cycles[0].told or ()),
-    )
+    reason = _reason(job, row, place, line)
+    return JobView(job, row.owner, progress, reason, row.stored_bytes or 0, _in_use(row.told or ()))
 
 
 def _in_use(told: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
@@ -165,27 +193,22 @@ def _in_use(told: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
     return found if told else None
 
 
-def _time_left_s(cycles: Sequence[Any], attempt: Any) -> float | None:
+def _time_left_s(row: Any) -> float | None:
     """Give what the trainer says of its cycle, plus for each later cycle the mean of those before."""
-    cycle_left_s = (attempt.progress or {}).get("time_left_s") if attempt is not None else None
-    if attempt is None or not isinstance(cycle_left_s, int | float):
+    said_s = (row.progress or {}).get("time_left_s")
+    if not isinstance(said_s, int | float):
         return None
-    cycle_left_s = max(0.0, cycle_left_s - (attempt.now - attempt.progress_at).total_seconds())
-    lengths = [
-        (cycle.finished_at - cycle.started_at).total_seconds()
-        for cycle in cycles
-        if cycle.state == "succeeded"
-    ]
-    so_far_s = (attempt.now - attempt.opened_at).total_seconds()
-    mean_s = sum(lengths) / len(lengths) if lengths else so_far_s + cycle_left_s
-    return float(cycle_left_s + mean_s * sum(cycle.state == "waiting" for cycle in cycles))
+    cycle_left_s = max(0.0, said_s - (row.now - row.progress_at).total_seconds())
+    so_far_s = (row.now - row.opened_at).total_seconds()
+    mean_s = so_far_s + cycle_left_s if row.mean_s is None else row.mean_s
+    return float(cycle_left_s + mean_s * row.n_waiting)
 
 
-def _reason(job: Job, current: Any, place: Place | None, line: _Line | None) -> str | None:
-    if job.state in FINAL_JOB_STATES or current is None:
+def _reason(job: Job, row: Any, place: Place | None, line: _Line | None) -> str | None:
+    if job.state in FINAL_JOB_STATES or row.id is None:
         return job.state_reason
     if job.state == "cancelling":
         return job.state_reason or "It is cancelled once its trainer has stopped."
-    if current.state == "running" or line is None:
+    if row.state == "running" or line is None:
         return job.state_reason
-    return say_why(current, line.standing, place, is_held=job.held)
+    return say_why(row, line.standing, place, is_held=job.held)
