@@ -14,6 +14,20 @@ from tests.e2e.site import Site
 from tests.serving import fresh_database
 from tests.tiny import save_tiny_model
 
+HERE = Path(__file__).parent
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put those tests last that wait for what the lab's workers do meanwhile."""
+    ours = [index for index, item in enumerate(items) if item.path.parent == HERE]
+    ordered = sorted((items[index] for index in ours), key=_waits)
+    for index, item in zip(ours, ordered, strict=True):
+        items[index] = item
+
+
+def _waits(item: pytest.Item) -> bool:
+    return "finished" in getattr(item, "fixturenames", ())
+
 
 @pytest.fixture(scope="session")
 def chromium() -> str:
@@ -37,7 +51,7 @@ def browser(chromium: str) -> Iterator[Browser]:
 
 @pytest.fixture(scope="package")
 def lab(
-    browser: Browser,  # noqa: ARG001 (nothing starts where there is none)
+    chromium: str,  # noqa: ARG001 (nothing starts where there is none)
     services: RunningServices,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[Lab]:

@@ -10,7 +10,6 @@ from dmsae.config import SPEC_VERSION, DistillationConfig
 from dmsae.presets import PRESETS
 from tests.e2e.site import Site, wait_for
 from tests.texts import passages, write_rows
-from tests.tiny import tiny_config
 
 N_JOBS = 10_000
 HELD_JOB = "dst_00000050"
@@ -106,12 +105,8 @@ class Lab:
         """Submit a job that would train for minutes."""
         return self.site.submit(n_cycles=1, training={"n_tokens": None, "epochs": 200}, **fields)
 
-    def config(self, **overrides: Any) -> dict[str, Any]:
-        """Give settings of a distillation of seconds."""
-        return tiny_config(self.site.model, **overrides)
-
     def _succeeded(self, job_id: str) -> None:
-        job = self.site.wait_until_over(job_id, seconds=120)
+        job = self.site.wait_until_over(job_id, seconds=140)
         assert job["state"] == "succeeded", (job["error"], self.site.get(f"/jobs/{job_id}/logs"))
 
     def _answers(self) -> bool:

@@ -3,6 +3,7 @@
 from playwright.sync_api import Page, expect
 
 from tests.browser.tab import Tab
+from tests.browser.test_pages import serious_faults
 
 FOCUSED = """() => {
   const element = document.activeElement;
@@ -40,6 +41,7 @@ def test_the_keys_are_told_in_a_dialog_that_keeps_the_focus_until_escape(tab: Ta
     dialog = page.get_by_role("dialog", name="Keys")
     expect(dialog).to_be_visible()
     expect(dialog).to_contain_text("Go to the filter")
+    assert serious_faults(tab) == []
     for _ in range(4):
         page.keyboard.press("Tab")
         at = "document.activeElement === document.body || !!document.activeElement.closest('dialog')"

@@ -11,6 +11,7 @@ from dmsae.service import keys
 from dmsae.service.database import Database
 from dmsae.service.settings import Settings
 from tests.browser.tab import Tab, opened
+from tests.browser.test_pages import serious_faults
 from tests.planting import fresh_class, plant_job
 from tests.serving import served
 
@@ -43,6 +44,7 @@ def test_nothing_is_shown_without_a_key_and_a_wrong_one_is_told_beside_its_field
     sign_in(guarded.tab, "dmsae_no-such-key")
     field = page.get_by_label("API key")
     expect(field).to_have_attribute("aria-invalid", "true")
+    assert serious_faults(guarded.tab) == []
     expect(field).to_have_accessible_description(re.compile("not a valid key"))
     expect(page.get_by_text("of ada")).to_have_count(0)
     sign_in(guarded.tab, guarded.key)

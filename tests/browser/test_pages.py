@@ -70,12 +70,26 @@ def test_a_page_is_open_to_all_in_both_themes_fits_a_phone_and_is_light(
     expect(place.whole(page).first).to_be_attached()
     expect(page.get_by_role("main").locator(".loading")).to_have_count(0)
     expect(page.get_by_role("alert")).to_have_count(0)
-    for theme in ("light", "dark"):
-        tab.see(theme)
-        tab.shoot(f"{name}-{theme}")
-        assert serious_faults(tab) == []
+    tab.shoot(f"{name}-light")
+    assert serious_faults(tab) == []
+    drawn = [(image, image.get_attribute("src") or "") for image in page.locator("main img").all()]
+    tab.see("dark")
+    for image, source in drawn:
+        expect(image).not_to_have_attribute("src", source)
+    tab.shoot(f"{name}-dark")
+    assert serious_faults(tab) == []
     tab.resize(PHONE)
     tab.shoot(f"{name}-phone")
     assert page.evaluate("document.documentElement.scrollWidth") <= PHONE["width"]
     tab.resize(DESK)
     assert 0 < tab.n_bytes <= MOST_BYTES
+
+
+def test_the_theme_that_was_chosen_holds_when_one_comes_back(tab: Tab) -> None:
+    page = tab.show("#/jobs", "Jobs")
+    button = page.get_by_role("button", name="Theme")
+    for theme in ("light", "dark"):
+        button.click()
+        expect(button).to_have_text(f"Theme: {theme}")
+    tab.show("#/queue", "Queue")
+    expect(page.locator("html")).to_have_attribute("data-theme", "dark")
