@@ -82,13 +82,13 @@ Other = Annotated[OtherCycle | OtherFolder | OtherObjects, Field(discriminator="
 
 
 class Ablate(Section):
-    """Take away what the latent adds at the hook point, at every token."""
+    """Take away what the latent adds at the hook point, at every token that is counted."""
 
     kind: Literal["ablate"]
 
 
 class Steer(Section):
-    """Add a multiple of the latent's unit decoder direction at the hook point, at every token."""
+    """Add a multiple of the latent's unit decoder direction at the hook point, at every counted token."""
 
     kind: Literal["steer"]
     strength: float = Field(ge=-1e6, le=1e6)
