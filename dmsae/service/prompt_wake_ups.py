@@ -1,12 +1,18 @@
 """How does whoever answers requests wake workers without waiting for the broker? From a thread of its own.
 
-What was committed is already true when a wake-up is handed over here; the answer goes out meanwhile.
+What was committed is already true when a wake-up is handed over here; the answer goes out meanwhile. What is
+logged about it still says which request it belongs to.
 """
 
 import queue
 import threading
+from contextvars import Context, copy_context
+
+import structlog
 
 from dmsae.service.queue import MOST_WAITING, WakeUps
+
+log = structlog.get_logger()
 
 END_S = 5.0
 """For what is still to be sent when a process ends; workers look for work by themselves too."""
@@ -20,7 +26,7 @@ class WakeUpThread:
 
     def __init__(self, wake_ups: WakeUps) -> None:
         self._wake_ups = wake_ups
-        self._waiting: queue.Queue[str | None] = queue.Queue(MOST_WAITING)
+        self._waiting: queue.Queue[tuple[Context, str] | None] = queue.Queue(MOST_WAITING)
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
 
@@ -28,7 +34,7 @@ class WakeUpThread:
         """Have some worker of this class told that there may be work; false if too many wait for that."""
         self._begin()
         try:
-            self._waiting.put_nowait(resource_class)
+            self._waiting.put_nowait((copy_context(), resource_class))
         except queue.Full:
             self._wake_ups.n_failed += 1
             return False
@@ -51,5 +57,10 @@ class WakeUpThread:
                 self._thread.start()
 
     def _run(self) -> None:
-        while (resource_class := self._waiting.get()) is not None:
-            self._wake_ups.send_wake_up(resource_class)
+        while (waiting := self._waiting.get()) is not None:
+            context, resource_class = waiting
+            try:
+                context.run(self._wake_ups.send_wake_up, resource_class)
+            except Exception as error:  # noqa: BLE001 - else no worker would be woken until a restart
+                self._wake_ups.n_failed += 1
+                log.error("wake_up_crashed", error=type(error).__name__)

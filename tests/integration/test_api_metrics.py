@@ -378,6 +378,7 @@ def test_each_line_of_a_request_says_who_asked_for_which_job_under_which_id(
         api.post(f"/jobs/{job_id}/cancel", headers={"X-Request-ID": "mine"})
         api.post("/distillations", json={"preset": "demo"}, headers={"X-Request-ID": "next"})
         api.get("/healthz", headers={"X-Request-ID": "last"})
+        wait_for(lambda: sum(line["event"] == "wake_up_failed" for line in lines) == 1)
     mine, submitted, last = (
         [line for line in lines if line["request_id"] == request_id]
         for request_id in ("mine", "next", "last")
@@ -386,7 +387,8 @@ def test_each_line_of_a_request_says_who_asked_for_which_job_under_which_id(
     assert "wake_up_failed" in {line["event"] for line in submitted}
     assert all((line["owner_id"], line["job"]) == (owner_id, job_id) for line in mine)
     assert all(line["owner_id"] == owner_id and "job" not in line for line in submitted)
-    assert submitted[-1]["location"].startswith("/jobs/job_")
+    [answered] = [line for line in submitted if line["event"] == "request_answered"]
+    assert answered["location"].startswith("/jobs/job_")
     assert "owner_id" not in last[0]
 
 
