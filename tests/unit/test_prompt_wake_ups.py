@@ -1,4 +1,4 @@
-"""Wake-ups hold nobody up: they are sent in their order by a thread of their own, and counted if they fail."""
+"""Wake-ups hold nobody up: a thread of their own sends them in their order, and counts what fails."""
 
 import threading
 
