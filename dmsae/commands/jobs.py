@@ -10,7 +10,18 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from dmsae.commands.options import DEFAULT_DATA, AsJson, Data, JobId, Key, Url, connect, print_lines, tell
+from dmsae.commands.options import (
+    DEFAULT_DATA,
+    AsJson,
+    Data,
+    JobId,
+    Key,
+    Url,
+    connect,
+    id_column,
+    print_lines,
+    tell,
+)
 from dmsae.errors import BadRequest
 
 job_app = typer.Typer(help="Jobs, over HTTP.", no_args_is_help=True)
@@ -47,7 +58,7 @@ def list_jobs(
     if as_json:
         print_lines(found)
         return
-    table = Table("job", "kind", "owner", "name", "state", "cycles", "created")
+    table = Table(id_column("job"), "kind", "owner", "name", "state", "cycles", "created")
     for job in found:
         cycles = f"{job['progress']['n_cycles_done']}/{job['progress']['n_cycles']}"
         named = (job["id"], job["kind"], job["owner"], job["name"] or "", job["state"])

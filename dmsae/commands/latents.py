@@ -8,7 +8,17 @@ from rich.console import Console
 from rich.table import Table
 
 from dmsae.client.client import Client
-from dmsae.commands.options import DEFAULT_DATA, AsJson, Data, JobId, Key, Url, connect, print_lines
+from dmsae.commands.options import (
+    DEFAULT_DATA,
+    AsJson,
+    Data,
+    JobId,
+    Key,
+    Url,
+    connect,
+    id_column,
+    print_lines,
+)
 from dmsae.commands.snippets import print_snippets
 from dmsae.errors import NotFound
 
@@ -24,7 +34,7 @@ def show_lineage(
         if as_json:
             print_lines(found)
             return
-        table = Table("latent", "selected in cycles", "times", "dropped", "last share")
+        table = Table(id_column("latent"), "selected in cycles", "times", "dropped", "last share")
         for latent in found:
             cycles = ", ".join(str(place["cycle_index"]) for place in latent["path"])
             told = (cycles, latent["times_selected"], latent["dropped_at"], latent["last_share"])
@@ -53,7 +63,7 @@ def show_latent(
     console.print(f"{latent_id}: learned in cycle {story['origin_cycle']} of {story['origin_job_id']}")
     console.print(_path_table([story["own"], *story["descendants"]]))
     if story["matches"]:
-        table = Table("matched", "decoder cosine", "firing correlation", "by chance")
+        table = Table(id_column("matched"), "decoder cosine", "firing correlation", "by chance")
         for match in story["matches"]:
             told = (match["decoder_cosine"], match["firing_correlation"], match["best_cosine_random"])
             table.add_row(match["latent_id"], *map(_cell, told))
@@ -100,7 +110,7 @@ def list_latents(
             print_lines(found)
             return
         names = ("times_selected", "last_cycle", "dropped_at", "last_share", "max_share")
-        table = Table("latent", "kind", *(name.replace("_", " ") for name in names))
+        table = Table(id_column("latent"), "kind", *(name.replace("_", " ") for name in names))
         for latent in found:
             table.add_row(
                 latent["latent_id"], latent["origin_kind"], *(_cell(latent[name]) for name in names)
@@ -119,7 +129,7 @@ def _snippets_of(client: Client, latent_id: str, core: str | None) -> tuple[dict
 
 
 def _path_table(paths: list[dict[str, Any]]) -> Table:
-    table = Table("job", "owner", "cycle", "rank", "score", "share", "cosine", "what")
+    table = Table(id_column("job"), "owner", "cycle", "rank", "score", "share", "cosine", "what")
     measured = ("cycle_index", "rank", "score", "share")
     for path in paths:
         given = [] if path["given"] is None else [(path["given"], f"given ({path['given']['core_kind']})")]

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich.table import Column
 
 if TYPE_CHECKING:
     from dmsae.client.client import Client
@@ -89,6 +90,11 @@ def local_url(data: Path) -> str | None:
     except (OSError, ValueError, KeyError, TypeError):
         return None
     return str(url) if url else None
+
+
+def id_column(name: str) -> Column:
+    """Head a column of ids: where the terminal is narrow they go on in the next line, and are never cut."""
+    return Column(name, overflow="fold")
 
 
 def print_lines(found: Iterable[Any]) -> None:

@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from dmsae.commands.options import DEFAULT_DATA, AsJson, Data, Key, Url, connect, tell
+from dmsae.commands.options import DEFAULT_DATA, AsJson, Data, Key, Url, connect, id_column, tell
 from dmsae.commands.watching import EXIT_STATUSES
 from dmsae.errors import BadRequest
 
@@ -146,7 +146,7 @@ def _run(client: "Client", settings: dict[str, Any], *, is_waiting: bool, as_jso
 
 
 def _show_lenses(result: dict[str, Any], console: Console) -> None:
-    table = Table("latent", "promotes", "suppresses")
+    table = Table(id_column("latent"), "promotes", "suppresses")
     for latent in result["latents"]:
         ends = (" ".join(repr(t["token"]) for t in latent[end]) for end in ("promoted", "suppressed"))
         table.add_row(latent["latent_id"], *map(escape, ends))
@@ -161,7 +161,7 @@ def _show_matches(result: dict[str, Any], console: Console) -> None:
     )
     if result["firing_trouble"] is not None:
         console.print(escape(result["firing_trouble"]))
-    table = Table("latent", "other", "decoder cosine", "firing correlation")
+    table = Table(id_column("latent"), id_column("other"), "decoder cosine", "firing correlation")
     for match in result["matches"]:
         other = match["other_latent_id"] or str(match["other_index"])
         correlation = match["firing_correlation"]

@@ -16,6 +16,7 @@ from dmsae.commands.options import (
     Key,
     Url,
     connect,
+    id_column,
     in_database,
     is_over_http,
     over_http,
@@ -45,7 +46,7 @@ def show_queue(as_json: AsJson = False, url: Url = None, key: Key = None, data: 
         what = "" if runs is None else f"{runs['job_id']} cycle {runs['cycle_index']}, {runs['phase']}"
         workers.add_row(worker["id"], worker["device"], worker["last_seen_at"][:19], what)
     console.print(workers)
-    waiting = Table("class", "place", "job", "cycle", "owner", "priority", "why")
+    waiting = Table("class", "place", id_column("job"), "cycle", "owner", "priority", "why")
     for line in queue["lines"]:
         for each in line["waiting"]:
             told = (each["position"], each["job_id"], each["cycle_index"], each["owner"], each["priority"])

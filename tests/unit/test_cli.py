@@ -1,5 +1,6 @@
 """The command line and its client: what the base install can do, and how errors look."""
 
+import io
 import json
 import subprocess
 import sys
@@ -10,6 +11,8 @@ from pathlib import Path
 
 import httpx
 import pytest
+from rich.console import Console
+from rich.table import Table
 from typer.testing import CliRunner
 
 from dmsae import cli
@@ -175,3 +178,15 @@ def test_progress_is_told_in_words_and_as_a_fraction() -> None:
     waiting = {**progress, "cycle_index": None, "phase": None, "latest": None, "time_left_s": None}
     assert describe_place({"state": "queued", "progress": waiting}) == "queued"
     assert describe_numbers({"state": "queued", "progress": waiting}) == ""
+
+
+def test_a_narrow_terminal_breaks_an_id_and_cuts_none() -> None:
+    latent_id = f"job_{'0123456789abcdef' * 2}.2.144"
+    table = Table(
+        options.id_column("latent"), "times selected", "last cycle", "dropped at", "last share", "max share"
+    )
+    table.add_row(latent_id, "3", "2", "", "0.0131", "0.0189")
+    console = Console(width=80, record=True, file=io.StringIO())
+    console.print(table)
+    shown = [line.split("│")[1].strip() for line in console.export_text().splitlines() if line[0] == "│"]
+    assert "".join(shown) == latent_id
