@@ -59,11 +59,6 @@ export function when(text) {
 /** What a job is called: its name, else the end of its id, which is what tells ids apart. */
 export const jobTitle = (job) => job.name ?? `${job.kind} …${job.id.slice(-8)}`;
 
-/** Which model a config names. */
-export function modelName(model) {
-  return model?.id ?? model?.name ?? model?.path ?? DASH;
-}
-
 /** Any JSON value in one line. */
 export function plain(value) {
   if (value === null || value === undefined) return DASH;

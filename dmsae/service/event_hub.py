@@ -107,11 +107,6 @@ class EventHub:
         self._stopping = threading.Event()
         self._ears: _Ears | None = None
 
-    @property
-    def n_watchers(self) -> int:
-        """How many streams and long-polls there are."""
-        return len(self._watchers)
-
     @contextlib.contextmanager
     def watching(self, job_id: str, *, owner_id: str, after: int) -> Iterator[Watcher]:
         """Watch a job from behind a sequence number for as long as the block lasts.

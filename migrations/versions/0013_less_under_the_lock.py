@@ -21,6 +21,11 @@ TAKE_TIME = """    v_now := clock_timestamp();
 """
 IF_PAUSED = "IF v_is_paused THEN"
 IF_PAUSED_NOW = "IF EXISTS (SELECT FROM queue_pauses) THEN"
+NO_LONGER_ASKED = (
+    "        EXISTS (SELECT FROM queue_pauses),\n",
+    "v_is_paused, ",
+    "    v_is_paused boolean;\n",
+)
 
 
 def upgrade() -> None:
@@ -28,7 +33,10 @@ def upgrade() -> None:
     before = _before()
     stands, claim = before["SAY_WHAT_STANDS"], before["CLAIM_CYCLE"]
     without = claim.replace(f"    {stands}", "").replace(IF_PAUSED, IF_PAUSED_NOW)
-    op.execute(without.replace(TAKE_LOCK, f"{TAKE_TIME}    {stands}{TAKE_LOCK}"))
+    claim = without.replace(TAKE_LOCK, f"{TAKE_TIME}    {stands}{TAKE_LOCK}")
+    for text in NO_LONGER_ASKED:
+        claim = claim.replace(text, "")
+    op.execute(claim)
 
 
 def downgrade() -> None:
