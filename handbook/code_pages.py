@@ -15,6 +15,7 @@ from api.contract import NOWHERE
 from api.errors import HTTP_CODES, STATUSES
 from api.main import create_app
 from api.metrics import ProcessNumbers, ServiceNumbers
+from api.web_page import FOLDER
 from dmsae.client.client import Client
 from dmsae.errors import FAILURES, OUTAGES, DmsaeError
 from dmsae.service.fresh_numbers import FreshNumbers
@@ -48,9 +49,9 @@ def errors_page() -> str:
     for kind in reversed(list(_classes(DmsaeError))):
         told[kind.code] = (_status(kind), inspect.getdoc(kind) or "")
     rows = [(code(name), str(status), text) for name, (status, text) in sorted(told.items())]
+    told_of = json.loads((FOLDER / "failures.json").read_text(encoding="utf-8"))
     failures = [
-        (code(name), "yes" if is_retryable else "no", "yes" if name in OUTAGES else "")
-        for name, is_retryable in FAILURES.items()
+        (code(name), told_of[name]["means"], told_of[name]["do"], _retryable(name)) for name in FAILURES
     ]
     return page(
         "Errors",
@@ -59,9 +60,17 @@ def errors_page() -> str:
         "more codes: `malformed_json` (400, a body that is no JSON) and `invalid_request` (422, a query that "
         "cannot be).",
         "## Codes of problem documents\n\n" + table(("code", "status", "means"), rows),
-        "## Codes of failed cycles\n\nWhat stands in a job's `error.code`; its `error.message` says what to "
-        "do.\n\n" + table(("code", "tried again by itself", "after a longer wait"), failures),
+        "## Codes of failed cycles\n\nWhat stands in a job's `error.code`, or in `error.cause` where attempts "
+        "were exhausted; `error.message` names the values. What is retryable is tried again by itself, a few "
+        "times; an outage after a longer wait.\n\n"
+        + table(("code", "means", "what to do", "retryable"), failures),
     )
+
+
+def _retryable(failure: str) -> str:
+    if not FAILURES[failure]:
+        return "no"
+    return "yes, an outage" if failure in OUTAGES else "yes"
 
 
 def variables_page() -> str:

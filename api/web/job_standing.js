@@ -1,6 +1,5 @@
 // Where does a job stand? Cycle, tokens, speed, time left, and in one sentence why it waits or how it ended.
 
-import { adviceFor } from "/ui/advice.js";
 import { badge, bar, card, stat } from "/ui/components.js";
 import { fill, h, say } from "/ui/dom.js";
 import { count, duration, figure, moment, percent } from "/ui/format.js";
@@ -12,9 +11,10 @@ const LASTS = { harvesting: 0.15, training: 0.65 };
 
 export const isFinal = (job) => FINAL.has(job.state);
 
-/** The card of a job's standing; `show(job)` fills it anew where it stands. */
+/** The card of a job's standing; `show(job)` fills it anew where it stands. `adviceFor(job)` says what helps. */
 export class Standing {
-  constructor() {
+  constructor(adviceFor) {
+    this.adviceFor = adviceFor;
     this.state = h("p", {});
     this.why = h("p", { class: "why" });
     this.advice = h("p", { class: "why small" });
@@ -35,7 +35,7 @@ export class Standing {
     const latest = progress.latest ?? (progress.phase === null ? last : null) ?? {};
     if (this.word !== job.state) fill(this.state, badge((this.word = job.state)));
     say(this.why, whyOf(job));
-    say(this.advice, adviceFor(job));
+    say(this.advice, this.adviceFor(job));
     this.bar.set(shareDone(job));
     const { stats } = this;
     stats.cycle.set(progress.cycle_index === null ? `${progress.n_cycles_done} of ${progress.n_cycles} done` : `${progress.cycle_index + 1} of ${progress.n_cycles}`);

@@ -14,7 +14,7 @@ from typer.main import get_command
 import api.handbook_site
 from api.contract import NOWHERE
 from api.main import create_app
-from api.web_page import POLICY
+from api.web_page import FOLDER, POLICY
 from dmsae.cli import app
 from dmsae.errors import FAILURES
 from dmsae.service.settings import Settings, settings_from
@@ -117,6 +117,9 @@ def test_the_reference_names_every_command_call_setting_variable_and_code(site: 
     assert all(f"DMSAE_{name.upper()}<" in variables for name in Settings.model_fields)
     errors = text_of(site, "handbook/reference/errors")
     assert all(f"<code>{name}</code>" in errors for name in (*FAILURES, "rate_limited", "key_expired"))
+    told_of = json.loads((FOLDER / "failures.json").read_text(encoding="utf-8"))
+    assert told_of.keys() == FAILURES.keys()
+    assert errors.count("Clone the job with a smaller lr.") == 1
     settings = text_of(site, "handbook/reference/job_settings")
     assert all(name in settings for name in ("attribution_fraction", "block_widths", "min_selected"))
 

@@ -48,7 +48,13 @@ def test_all_of_the_page_is_sent_without_a_key_under_the_strict_policy(client: T
 
 
 def test_each_file_is_sent_as_what_it_is(client: TestClient) -> None:
-    kinds = {".html": "text/html", ".js": "text/javascript", ".css": "text/css", ".svg": "image/svg+xml"}
+    kinds = {
+        ".html": "text/html",
+        ".js": "text/javascript",
+        ".json": "application/json",
+        ".css": "text/css",
+        ".svg": "image/svg+xml",
+    }
     for path in FILES:
         answer = client.get(f"/ui/{name_of(path)}")
         assert answer.status_code == 200

@@ -1,5 +1,6 @@
 // One job: where it stands, its cycles, curves, events, settings and files, live; and what can be done about it.
 
+import { readAdvice } from "/ui/advice.js";
 import { card, failure, loading, pageHead, tabs } from "/ui/components.js";
 import { fill, h, say } from "/ui/dom.js";
 import { jobTitle } from "/ui/format.js";
@@ -16,12 +17,13 @@ export async function show(root, { id }, signal) {
   const actions = new Actions(id, signal);
   const head = pageHead("Job");
   const about = h("p", { class: "about" });
-  const parts = {
-    standing: new Standing(), cycles: new Cycles(), curves: new Curves(id, signal), events: new Events(id, signal),
-  };
   const more = card(null);
   const wait = loading();
   fill(root, head, wait);
+  const parts = {
+    standing: new Standing(await readAdvice({ signal })), cycles: new Cycles(), curves: new Curves(id, signal),
+    events: new Events(id, signal),
+  };
   let seen = null;
   await watchJob(id, { signal }, async (job) => {
     await Promise.all([showCycles(job, parts, seen, signal), parts.events.show()]);
