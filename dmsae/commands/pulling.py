@@ -1,11 +1,13 @@
 """`dmsae pull` and `dmsae export`: bring a job's files here, and make them another library's."""
 
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from dmsae.commands.options import DEFAULT_DATA, AsJson, Data, JobId, Key, Url, connect, tell
+from dmsae.errors import BadRequest
 
 if TYPE_CHECKING:
     from dmsae.client.pulling import Pulled
@@ -40,20 +42,71 @@ def pull_job(
 def export_job(
     job_id: JobId,
     folder: Annotated[Path, typer.Argument(help="Where to: a folder that is absent or empty.")],
-    to: Annotated[Literal["dictionary-learning"], typer.Option("--to", help="Whose format.")],
+    to: Annotated[Literal["dictionary-learning", "neuronpedia"], typer.Option("--to", help="Whose format.")],
     cycle: Annotated[int, typer.Option("--cycle", help="Of this cycle; -1: the last that finished.")] = -1,
+    model_id: Annotated[
+        str | None,
+        typer.Option("--model-id", help="What Neuronpedia calls the model; default: its hub name."),
+    ] = None,
+    source_set: Annotated[
+        str | None,
+        typer.Option("--source-set", help="Name of the set there; default: of hook, job and cycle."),
+    ] = None,
+    creator_id: Annotated[
+        str | None, typer.Option("--creator-id", help="Your id there; default: that of its own exports.")
+    ] = None,
     as_json: AsJson = False,
     url: Url = None,
     key: Key = None,
     data: Data = DEFAULT_DATA,
 ) -> None:
-    """Write the SAE of a cycle for another library (needs torch); SAELens opens what `dmsae pull` gives."""
+    """Write a cycle for another library: its SAE for dictionary_learning, its core's latents for Neuronpedia.
+
+    SAELens opens what `dmsae pull` gives. The former needs torch.
+    """
+    names = {"model_id": model_id, "source_set": source_set, "creator_id": creator_id}
+    given = {name: value for name, value in names.items() if value is not None}
+    if to != "neuronpedia" and given:
+        options = ", ".join(f"--{name.replace('_', '-')}" for name in given)
+        raise BadRequest(f"export: {options}: is of --to neuronpedia alone.")
+    with connect(url, key, data) as client:
+        if to == "neuronpedia":
+            told = _export_neuronpedia(client, job_id, folder, cycle=cycle, names=given)
+        else:
+            told = _export_dictionary_learning(client, job_id, folder, cycle=cycle)
+    text = ", ".join(f"{name} = {value}" for name, value in told.items())
+    tell(
+        as_json, f"{folder.absolute()} {text}".rstrip(), {"folder": str(folder.absolute()), "to": to, **told}
+    )
+
+
+def _export_dictionary_learning(client: Any, job_id: str, folder: Path, *, cycle: int) -> dict[str, Any]:
     from dmsae.exports import export_dictionary_learning
 
-    with connect(url, key, data) as client:
-        sae, facts = client.distillations.load_sae(job_id, cycle=cycle)
+    sae, facts = client.distillations.load_sae(job_id, cycle=cycle)
     export_dictionary_learning(sae, folder, rms=facts["rms"], facts=facts)
-    tell(as_json, f"{folder.absolute()}", {"folder": str(folder.absolute()), "to": to})
+    return {}
+
+
+def _export_neuronpedia(
+    client: Any, job_id: str, folder: Path, *, cycle: int, names: dict[str, str]
+) -> dict[str, Any]:
+    """Fetch what is needed of a cycle, the same one throughout, and write it anew."""
+    from dmsae.neuronpedia import Names, export_neuronpedia
+
+    with tempfile.TemporaryDirectory(prefix="dmsae-export-") as given:
+        pulled = client.jobs.pull(job_id, Path(given), cycle=cycle, below="sae/")
+        (found,) = pulled.cycles
+        for below in ("snippets/", "spec.json"):
+            client.jobs.pull(job_id, Path(given), cycle=found, below=below)
+        exported = export_neuronpedia(Path(given) / f"cycle_{found}", folder, names=Names(**names))
+    source = str(exported.source_folder.relative_to(folder))
+    return {
+        "source": source,
+        "latents": exported.n_latents,
+        "texts": exported.n_texts,
+        "left_out": exported.n_left_out,
+    }
 
 
 def _pull(job_id: str, folder: Path, *, cycle: int | None, as_json: bool, client: Any) -> "Pulled":
