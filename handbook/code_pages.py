@@ -60,9 +60,9 @@ def errors_page() -> str:
         "more codes: `malformed_json` (400, a body that is no JSON) and `invalid_request` (422, a query that "
         "cannot be).",
         "## Codes of problem documents\n\n" + table(("code", "status", "means"), rows),
-        "## Codes of failed cycles\n\nWhat stands in a job's `error.code`, or in `error.cause` where attempts "
-        "were exhausted; `error.message` names the values. What is retryable is tried again by itself, a few "
-        "times; an outage after a longer wait.\n\n"
+        "## Codes of failed cycles\n\nWhat stands in a job's `error.code`, or in `error.cause` where "
+        "attempts were exhausted; `error.message` names the values. What is retryable is "
+        "tried again by itself, a few times; an outage after a longer wait.\n\n"
         + table(("code", "means", "what to do", "retryable"), failures),
     )
 
