@@ -1,4 +1,4 @@
-"""Makes the environment that holds SAELens and dictionary_learning, once for each set of pins.
+"""Makes the environment that holds SAELens and the other libraries of our peers, once for each set of pins.
 
 `python -m tests.interop.environment` makes it unless it is there, and writes its folder to stdout.
 
@@ -17,7 +17,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 CONSTRAINTS = Path(__file__).with_name("constraints.txt")
-PEERS = ("sae-lens", "dictionary-learning", "torch")
+PEERS = ("sae-lens", "dictionary-learning", "torch", "tabulate")
+"""`tabulate` is what SAEBench imports besides."""
+ALONE = ("sae-bench", "sae-dashboard")
+"""Installed without what they ask for, older NumPy and datasets than the others need: what we call works."""
 UNWANTED = ("torchvision",)
 """Wanted by a package of theirs, used by neither; beside a CPU build of torch it fails on import."""
 PIP = ("-m", "pip", "--quiet", "--disable-pip-version-check")
@@ -25,7 +28,13 @@ PIP = ("-m", "pip", "--quiet", "--disable-pip-version-check")
 
 def environment_folder() -> Path:
     """Give where the environment for these pins, this Python and this machine lies or would lie."""
-    parts = (CONSTRAINTS.read_text(), *PEERS, sysconfig.get_platform(), sysconfig.get_python_version())
+    parts = (
+        CONSTRAINTS.read_text(),
+        *PEERS,
+        *ALONE,
+        sysconfig.get_platform(),
+        sysconfig.get_python_version(),
+    )
     digest = hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     return cache / "dmsae" / "interop" / f"peers-{digest}"
@@ -57,13 +66,13 @@ def make(folder: Path, install: Callable[[Path], None]) -> None:
 
 
 def install_peers(folder: Path) -> None:
-    """Install both libraries; what they import is compiled at first use, the rest of two gigabytes never."""
+    """Install the libraries; what they import is compiled at first use, the rest of two gigabytes never."""
     python = folder / "bin" / "python"
     run = [str(python), *PIP]
+    install = [*run, "install", "--no-compile", "--constraint", CONSTRAINTS]
     subprocess.run([sys.executable, "-m", "venv", folder], check=True, stdout=sys.stderr)
-    subprocess.run(
-        [*run, "install", "--no-compile", "--constraint", CONSTRAINTS, *PEERS], check=True, stdout=sys.stderr
-    )
+    subprocess.run([*install, *PEERS], check=True, stdout=sys.stderr)
+    subprocess.run([*install, "--no-deps", *ALONE], check=True, stdout=sys.stderr)
     subprocess.run([*run, "uninstall", "--yes", *UNWANTED], check=True, stdout=sys.stderr)
 
 

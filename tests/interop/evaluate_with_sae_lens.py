@@ -36,22 +36,26 @@ class Store:
         self._place = 0
 
 
-torch.set_num_threads(1)
-for folder in map(Path, sys.argv[1:]):
-    settings = json.loads((folder / "evaluation.json").read_text())
-    input_ids, batch_size = load_file(folder / "contexts.safetensors")["input_ids"], settings["batch_size"]
-    sae = SAE.load_from_disk(folder / "sae")
-    metadata = sae.cfg.metadata
-    model = load_model(metadata.model_class_name, str(folder / "model"), hook_names=[metadata.hook_name])
-    n_batches = len(input_ids) // batch_size
-    found, by_latent = run_evals(
-        sae,
-        Store(input_ids, batch_size),
-        model,
-        ActivationScaler(),
-        get_eval_everything_config(batch_size, n_batches, n_batches),
-        exclude_special_tokens=settings["special_ids"],
-    )
-    record = {name: figure for group in found.values() for name, figure in group.items()}
-    record["densities"] = by_latent["feature_density"]
-    (folder / "evaluated.json").write_text(json.dumps(record))
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    for folder in map(Path, sys.argv[1:]):
+        settings = json.loads((folder / "evaluation.json").read_text())
+        input_ids, batch_size = (
+            load_file(folder / "contexts.safetensors")["input_ids"],
+            settings["batch_size"],
+        )
+        sae = SAE.load_from_disk(folder / "sae")
+        metadata = sae.cfg.metadata
+        model = load_model(metadata.model_class_name, str(folder / "model"), hook_names=[metadata.hook_name])
+        n_batches = len(input_ids) // batch_size
+        found, by_latent = run_evals(
+            sae,
+            Store(input_ids, batch_size),
+            model,
+            ActivationScaler(),
+            get_eval_everything_config(batch_size, n_batches, n_batches),
+            exclude_special_tokens=settings["special_ids"],
+        )
+        record = {name: figure for group in found.values() for name, figure in group.items()}
+        record["densities"] = by_latent["feature_density"]
+        (folder / "evaluated.json").write_text(json.dumps(record))

@@ -1,4 +1,4 @@
-"""SAELens' own evaluation of a saved folder and ours, on the same tokens, model and SAE.
+"""SAELens' own evaluation of a saved folder, SAEBench's, and ours, on the same tokens, model and SAE.
 
 Which positions count differs, and these tests write it down:
 
@@ -10,6 +10,8 @@ Which positions count differs, and these tests write it down:
 - Its KL is over all kept positions, that without a next token as well; ours is where losses count.
 - It drops no token for its norm: with `max_norm_multiple` we may. Here none is that loud.
 - Both average over all tokens at once, whatever the batches, and both encode raw activations, unscaled.
+- SAEBench counts as SAELens does. Its explained variance is another matter: it subtracts squares of mean
+  squares where squares of means belong, and here comes out above 1.
 """
 
 import io
@@ -32,7 +34,7 @@ from dmsae.metrics import Evaluation, evaluate
 from dmsae.reporting import LineReport
 from dmsae.sae import MatryoshkaSae
 from dmsae.splicing import is_counted, splice
-from tests.interop.test_peers import D_MODEL, SHORT, train
+from tests.interop.test_peers import D_MODEL, LAYER, SHORT, train
 from tests.tiny import tiny_llama, tiny_spec
 
 TOLERANCE = 1e-3
@@ -76,6 +78,8 @@ class Case(NamedTuple):
     rms: float
     ours: Evaluation
     theirs: dict[str, Any]
+    benched: dict[str, Any]
+    """By SAEBench."""
 
 
 def write_case(folder: Path, trained: Path, contexts: Contexts, special_ids: tuple[int, ...]) -> None:
@@ -103,7 +107,8 @@ def cases(
     folders = {name: tmp_path_factory.mktemp(name) for name in CONTEXTS}
     for name, folder in folders.items():
         write_case(folder, trained, CONTEXTS[name](), run.loaded.special_ids)
-    run_peer("evaluate_with_sae_lens.py", list(folders.values()))
+    for script in ("evaluate_with_sae_lens.py", "evaluate_with_sae_bench.py"):
+        run_peer(script, list(folders.values()))
     return {name: evaluated(run, folder, CONTEXTS[name]()) for name, folder in folders.items()}
 
 
@@ -113,19 +118,20 @@ def evaluated(run: CycleRun, folder: Path, contexts: Contexts) -> Case:
     batches = list(run.harvester().harvest(contexts, part="evaluation"))
     ours = evaluate(batches, run.run_upper, sae, rms=facts["rms"], previous=None)
     batch = ContextBatch(*(torch.cat(fields) for fields in zip(*batches, strict=True)))
-    return Case(batch, run, sae, facts["rms"], ours, json.loads((folder / "evaluated.json").read_text()))
+    theirs, benched = (json.loads((folder / name).read_text()) for name in ("evaluated.json", "benched.json"))
+    return Case(batch, run, sae, facts["rms"], ours, theirs, benched)
 
 
 @pytest.mark.parametrize("name", CONTEXTS)
 def test_explained_variance_l0_and_densities_are_those_of_saelens(cases: dict[str, Case], name: str) -> None:
-    _, _, _, _, ours, theirs = cases[name]
+    ours, theirs = cases[name].ours, cases[name].theirs
     assert ours.explained_variance[-1] == pytest.approx(theirs["explained_variance"], abs=TOLERANCE)
     assert ours.l0_core + ours.l0_non_core == pytest.approx(theirs["l0"], rel=TOLERANCE)
     assert ours.densities.tolist() == pytest.approx(theirs["densities"], abs=TOLERANCE)
 
 
 def test_cross_entropies_and_loss_recovered_are_those_of_saelens(cases: dict[str, Case]) -> None:
-    _, _, _, _, ours, theirs = cases["whole"]
+    ours, theirs = cases["whole"].ours, cases["whole"].theirs
     assert ours.ce_clean == pytest.approx(theirs["ce_loss_without_sae"], abs=TOLERANCE)
     assert ours.ce[-1] == pytest.approx(theirs["ce_loss_with_sae"], abs=TOLERANCE)
     assert ours.ce_zero_all == pytest.approx(theirs["ce_loss_with_ablation"], abs=TOLERANCE)
@@ -134,9 +140,27 @@ def test_cross_entropies_and_loss_recovered_are_those_of_saelens(cases: dict[str
     assert abs(ours.ce_zero_all - ours.ce_zero_kept) > 10 * TOLERANCE  # so it matters which one is meant
 
 
+@pytest.mark.parametrize("name", CONTEXTS)
+def test_saebench_takes_the_folder_and_finds_the_same_l0_densities_and_losses(
+    cases: dict[str, Case], name: str
+) -> None:
+    ours, benched = cases[name].ours, cases[name].benched
+    assert (benched["is_of_unit_norm"], benched["layer"]) == (True, LAYER)
+    assert ours.l0_core + ours.l0_non_core == pytest.approx(benched["l0"], rel=TOLERANCE)
+    assert ours.densities.tolist() == pytest.approx(benched["densities"], abs=TOLERANCE)
+    for figure in ("ce_loss_without_sae", "ce_loss_with_sae", "ce_loss_with_ablation", "kl_div_with_sae"):
+        assert benched[figure] == pytest.approx(cases[name].theirs[figure], abs=TOLERANCE)
+
+
+def test_what_saebench_calls_explained_variance_is_none(cases: dict[str, Case]) -> None:
+    """So the how-to says to take that figure from elsewhere."""
+    whole = cases["whole"]
+    assert whole.benched["explained_variance"] > 1 > whole.theirs["explained_variance"]
+
+
 def losses_at_each_position(case: Case) -> dict[str, Tensor]:
     """Give the loss at every position that has a next one, and the divergence at all, by SAELens' names."""
-    batch, run, sae, rms, _, _ = case
+    batch, run, sae, rms, *_ = case
     x_hat = rms * sae.decode(sae.encode(batch.activations[batch.is_kept] / rms))
     stand_ins = {
         "ce_loss_without_sae": batch.activations,
@@ -156,7 +180,7 @@ def test_what_saelens_counts_besides_is_padding_as_target_other_documents_and_fo
     cases: dict[str, Case], name: str
 ) -> None:
     case = cases[name]
-    batch, _, _, _, ours, theirs = case
+    batch, ours, theirs = case.batch, case.ours, case.theirs
     at_each = losses_at_each_position(case)
     counted_by_us = is_counted(batch)
     sums = {
