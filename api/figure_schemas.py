@@ -85,6 +85,7 @@ COMPARISON: dict[str, Any] = {
         }
     ],
     "left_out": [],
+    "n_controls_left": 0,
 }
 CSV_EXAMPLE = "cycle_index,origin_job_id,origin_cycle,n_latents\r\n0,job_01998a7e3b0c7d31,0,99\r\n"
 FIGURE_ANSWERS: dict[int | str, dict[str, Any]] = {
@@ -162,6 +163,8 @@ class ComparisonOut(Answer):
     missing_controls: list[MissingControlOut]
     left_out: list[str]
     """Jobs that have not succeeded (yet)."""
+    n_controls_left: int
+    """Width-matched controls beyond the 500 oldest, which are all that is put beside them."""
 
     @classmethod
     def of(cls, data: CompareData) -> Self:
@@ -178,4 +181,5 @@ class ComparisonOut(Answer):
             estimates=[EstimateOut.model_validate(found) for found in estimates],
             missing_controls=[MissingControlOut.model_validate(gap) for gap in missing],
             left_out=list(data.left_out),
+            n_controls_left=data.n_controls_left,
         )

@@ -17,7 +17,7 @@ export class JobChooser {
     this.list = h("ul", { class: "choices" });
     this.told = h("p", { class: "small", role: "status" });
     this.wrong = h("div", {});
-    this.element = card("Jobs to compare", this.chips, labelled("Find jobs that have succeeded", this.search), this.told, this.wrong, this.list);
+    this.element = card("Jobs to compare", labelled("Find jobs that have succeeded", this.search), this.told, this.wrong, this.list, this.chips);
   }
 
   get ids() {

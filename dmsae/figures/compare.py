@@ -129,6 +129,8 @@ def _notes(data: CompareData, width: float) -> list[str]:
         told.append(f"{len(data.missing) - MOST_TOLD} more controls are missing: see the CSV.")
     if (n_more := len(_all_lines(data)) - MOST_LINES) > 0:
         told.append(f"{n_more} more series are not drawn: see the CSV.")
+    if data.n_controls_left:
+        told.append(data.left_sentence)
     if data.left_out:
         told.append(f"Not among them, since they have not succeeded: {len(data.left_out)} of those named.")
     return [line for note in told for line in textwrap.wrap(note, int(LETTERS_PER_IN * width))]

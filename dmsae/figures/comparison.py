@@ -101,6 +101,8 @@ class CompareData:
     missing: Sequence[Missing]
     left_out: Sequence[str]
     """Ids of jobs that have not succeeded (yet)."""
+    n_controls_left: int = 0
+    """Width-matched controls beyond those that one comparison takes."""
 
     @property
     def series(self) -> list[Series]:
@@ -115,6 +117,11 @@ class CompareData:
                 for k in sorted({job.k for job in of_series}):
                     jobs = [job for job in of_series if job.k == k]
                     yield from self._at(measure, series, k, jobs)
+
+    @property
+    def left_sentence(self) -> str:
+        """Say how many controls are known and not compared."""
+        return f"{self.n_controls_left} more width-matched controls are left out: the oldest are shown."
 
     @property
     def digest(self) -> str:
@@ -139,6 +146,8 @@ class CompareData:
             )  # fmt: skip
         for gap in self.missing:
             yield ("", *gap.series, gap.k, "", 0, None, None, "", "", gap.sentence)
+        if self.n_controls_left:
+            yield ("", "", "", None, "", 0, None, None, "", "", self.left_sentence)
 
     def _weak(self, jobs: Iterable[str]) -> str:
         weak = [job.job_id for job in self.jobs if job.is_weak_control and job.job_id in jobs]

@@ -4,6 +4,7 @@ Only jobs that have succeeded are compared, by the metrics of their last cycle. 
 looked for among all trainings of the service, and put beside them without being named.
 """
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -19,7 +20,7 @@ from dmsae.service.jobs import find_job
 from dmsae.service.tables import Cycle, Job
 
 MOST_JOBS = 500
-"""Jobs of one comparison, those of groups counted."""
+"""Jobs of one comparison, those of groups counted; and as many controls beside them."""
 METRICS: Mapping[str, str] = {
     "loss_recovered": "lr_kept",
     "explained_variance": "explained_variance",
@@ -73,7 +74,8 @@ def compare(session: Session, ids: Sequence[str], *, over: Over) -> CompareData:
     if not any(_values(each.metrics) for each in found):
         raise NothingToDraw("None of these jobs has succeeded (yet) with metrics that can be compared.")
     needs = list(dict.fromkeys(need for each in found if (need := each.need) is not None))
-    controls = _find_controls(session, needs, but=[job.id for job in jobs])
+    known = _find_controls(session, needs, but=[job.id for job in jobs])
+    controls = _evenly(known)
     everything = [*found, *controls]
     matched = {_matched_as(each) for each in everything}
     labels = setup_labels(each.settings for each in everything)
@@ -87,7 +89,8 @@ def compare(session: Session, ids: Sequence[str], *, over: Over) -> CompareData:
         if (need := each.need) is not None and need not in matched
     }
     done = {each.job.id for each in found}
-    return CompareData(over, compared, sorted(missing), sorted(job.id for job in jobs if job.id not in done))
+    left_out = sorted(job.id for job in jobs if job.id not in done)
+    return CompareData(over, compared, sorted(missing), left_out, n_controls_left=len(known) - len(controls))
 
 
 def _find_named(session: Session, ids: Sequence[str]) -> list[Job]:
@@ -124,10 +127,7 @@ def _found(job: Job, metrics: Mapping[str, Any], is_named: bool) -> _Found:
 
 
 def _find_controls(session: Session, needs: Sequence[_Need], *, but: Sequence[str]) -> list[_Found]:
-    """Find finished trainings without a core that are as wide as what is compared, and otherwise the same.
-
-    The oldest ones, where there are more than one comparison takes.
-    """
+    """Find finished trainings without a core that are as wide as what is compared, and otherwise the same."""
     if not needs:
         return []
     core = Job.config["core"]
@@ -142,7 +142,19 @@ def _find_controls(session: Session, needs: Sequence[_Need], *, but: Sequence[st
     )
     jobs = session.scalars(query.order_by(Job.created_at, Job.id))
     found = _with_metrics(session, jobs, is_named=False)
-    return [each for each in found if _matched_as(each) in needs][:MOST_JOBS]
+    return [each for each in found if _matched_as(each) in needs]
+
+
+def _evenly(controls: Sequence[_Found]) -> list[_Found]:
+    """Take the oldest, as many as one comparison takes, of each kind in turn: none goes without."""
+    n_before: Counter[_Need | None] = Counter()
+    turns = []
+    for control in controls:
+        need = _matched_as(control)
+        turns.append(n_before[need])
+        n_before[need] += 1
+    order = sorted(range(len(controls)), key=lambda place: (turns[place], place))
+    return [controls[place] for place in order[:MOST_JOBS]]
 
 
 def _matched_as(each: _Found) -> _Need | None:

@@ -14,6 +14,7 @@ import httpx
 import pytest
 from PIL import Image
 
+from dmsae.service import comparisons
 from dmsae.service.claims import Claim
 from dmsae.service.database import Database
 from dmsae.service.settings import Settings
@@ -84,6 +85,7 @@ def train_all(database: Database, source: str, worker_id: str) -> dict[str, str]
     """Leave trainings of two latents given, whose loss recovered is told by their place."""
     ref = {"job_id": source}
     around, none = {"kind": "selected", "cycle": ref}, {"kind": "none", "width_of": ref}
+    low = {"training": {"lr": 0.001}}
     bodies: dict[str, dict[str, Any]] = {
         "distilled": {"core": around, "seed": 1},
         "again": {"core": around, "seed": 2},
@@ -91,6 +93,11 @@ def train_all(database: Database, source: str, worker_id: str) -> dict[str, str]
         "random": {"core": {**around, "kind": "random_directions"}, "seed": 1},
         "matched": {"core": none, "seed": 1},
         "other_lr": {"core": none, "seed": 1, "training": {"lr": 0.01}},
+        "low": {"core": around, "seed": 1, **low},
+        "low_64": {"core": around, "seed": 1, "sae": {"k": 64}, **low},
+        "low_matched": {"core": none, "seed": 1, **low},
+        "low_matched_too": {"core": none, "seed": 2, **low},
+        "low_64_matched": {"core": none, "seed": 1, "sae": {"k": 64}, **low},
     }
     trained = {}
     for place, (name, body) in enumerate(bodies.items()):
@@ -237,6 +244,19 @@ def test_a_comparison_says_where_no_control_of_the_same_width_is_there(site: Sit
     rows = told(site.compare("distilled", "at_64", form=".csv"), "k", "n", "note")
     assert rows[-1] == ("64", "0", gap["sentence"])
     assert site.compare("distilled", "at_64", form=".png").content.startswith(b"\x89PNG")
+
+
+def test_controls_beyond_the_bound_are_counted_and_each_need_keeps_one(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def controls() -> set[str]:
+        return {job["job_id"] for job in site.compare("low", "low_64").json()["jobs"] if not job["is_named"]}
+
+    assert controls() == {site.trained[name] for name in ("low_matched", "low_matched_too", "low_64_matched")}
+    monkeypatch.setattr(comparisons, "MOST_JOBS", 2)
+    assert controls() == {site.trained["low_matched"], site.trained["low_64_matched"]}
+    assert site.compare("low", "low_64").json()["n_controls_left"] == 1
+    assert told(site.compare("low", "low_64", form=".csv"), "note")[-1][0].startswith("1 more width-matched")
 
 
 def test_jobs_of_other_settings_are_never_averaged_and_say_in_what_they_differ(site: Site) -> None:

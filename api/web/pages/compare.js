@@ -1,7 +1,7 @@
 // Several jobs beside each other, over k or over seeds: distilled against its controls, with error bars, and
 // what each core's latents are worth against how often they fire.
 
-import { card, empty, failure, labelled, pageHead, select, table } from "/ui/components.js";
+import { card, empty, failure, labelled, loading, pageHead, select, table } from "/ui/components.js";
 import { fill, h } from "/ui/dom.js";
 import { figureBox } from "/ui/figures.js";
 import { DASH, figure, jobTitle } from "/ui/format.js";
@@ -17,8 +17,10 @@ const OVERS = [
 
 export async function show(root, { jobs = "", group = null, over = "k" }, signal) {
   const page = new ComparePage(over === "seed" ? "seed" : "k", signal);
-  fill(root, pageHead("Compare"), page.nodes());
+  const head = pageHead("Compare");
+  fill(root, head, loading());
   await page.begin(jobs.split(",").filter(Boolean), group);
+  fill(root, head, page.nodes);
 }
 
 class ComparePage {
@@ -32,12 +34,14 @@ class ComparePage {
     this.values = h("div", {});
     this.densities = h("div", { class: "cards" });
     this.figure = null;
+    this.nodes = this.layout();
   }
 
-  nodes() {
+  /** What grows stands below what keeps its height. */
+  layout() {
     const over = h("div", { class: "filters" }, labelled("Over", this.over));
     this.results = [
-      card("Side by side", over, this.controls, this.drawn),
+      card("Side by side", over, this.drawn, this.controls),
       card("The values", this.values),
       card("Density against score", h("p", { class: "small" }, "Of the last core of each job: how often each latent fires, and what it is worth."), this.densities),
     ];
@@ -46,9 +50,8 @@ class ComparePage {
   }
 
   async begin(ids, groupId) {
-    this.showResults(false);
     await this.chooser.begin(ids, groupId);
-    if (this.chooser.ids.length) await this.draw();
+    await this.draw();
   }
 
   showResults(isThere) {
@@ -79,7 +82,7 @@ class ComparePage {
   drawFigure(query) {
     const alt = "The chosen jobs and their controls with error bars; the table below has the values.";
     if (this.figure) return void this.figure.again(query);
-    this.figure = figureBox(PATH, { title: "Distilled and its controls", alt, query, signal: this.signal });
+    this.figure = figureBox(PATH, { title: "Distilled and its controls", alt, query, signal: this.signal, height: "36rem" });
     fill(this.drawn, this.figure);
   }
 
@@ -104,12 +107,13 @@ function densityBox(job, signal) {
 }
 
 /** Whether what is owed to width alone can be told apart: said plainly either way. */
-function controlNotes({ jobs, estimates, missing_controls: missing, left_out: leftOut }) {
+function controlNotes({ jobs, estimates, missing_controls: missing, left_out: leftOut, n_controls_left: nLeft }) {
   const added = jobs.filter((job) => !job.is_named);
   const links = (ids) => ids.map((id, i) => [i ? ", " : "", jobLink(id)]);
   return [
     missing.length ? missingNote(missing) : null,
     added.length ? h("p", { class: "small" }, "✓ Put beside them, as wide and without a core: ", links(added.map((job) => job.job_id)), ".") : null,
+    nLeft ? h("p", { class: "small" }, `⚠ ${nLeft} more of these are left out: a comparison takes the oldest.`) : null,
     missing.length || added.length || !estimates.length ? null : h("p", { class: "small" }, "✓ None needs a width-matched control that is not among them."),
     leftOut.length ? h("p", { class: "small" }, "Left out, since they have not succeeded (yet): ", links(leftOut), ".") : null,
   ];
@@ -120,7 +124,7 @@ function missingNote(missing) {
   return h("div", { class: "failure warn" }, h("p", {}, "⚠ A width-matched control without a core is missing."), h("ul", {}, missing.map(line)));
 }
 
-const barsNote = ({ error_bars: bars }) => h("p", { class: "small" }, `SD and error bars: ${bars}. Of the CE increase less is better.`);
+const barsNote = ({ error_bars: bars }) => h("p", { class: "small" }, `SD and error bars: ${bars.replace("null", DASH)}. Of the CE increase less is better.`);
 
 function valueTable({ jobs, estimates }) {
   const weak = new Set(jobs.filter((job) => job.is_weak_control).map((job) => job.job_id));
