@@ -4,7 +4,7 @@ import { get, keyInUse, withQuery } from "/ui/service.js";
 
 const MOST_PAGES = 25;
 
-/** `{role, owner, isAdmin, mayChange(owner)}`; while the service is open everybody may do everything. */
+/** `{role, owner, isAdmin, maySubmit, mayChange(owner)}`; while the service is open everybody may do everything. */
 export async function findCaller({ signal }) {
   const key = keyInUse();
   return key ? withKey(await findKey(key, signal)) : withKey({ role: "admin", owner: null });
@@ -24,5 +24,5 @@ async function findKey(key, signal) {
 
 function withKey({ role, owner }) {
   const isAdmin = role === "admin";
-  return { role, owner, isAdmin, mayChange: (whose) => isAdmin || (role === "submitter" && whose === owner) };
+  return { role, owner, isAdmin, maySubmit: role !== "reader", mayChange: (whose) => isAdmin || (role === "submitter" && whose === owner) };
 }

@@ -6,11 +6,11 @@ import { blob, withQuery } from "/ui/service.js";
 import { onTheme, themeInUse } from "/ui/themes.js";
 
 /** A figure: `path` without its ending (`/jobs/ID/figures/origins`), `alt` for those who cannot see it. The box
- * has `again(query?)`, which draws it anew. */
-export function figureBox(path, { title, alt, query = {}, signal, height = "22rem" }) {
+ * has `again(query?)`, which draws it anew; with `waiting` it says that, as high as it will be, until then. */
+export function figureBox(path, { title, alt, query = {}, signal, height = "22rem", waiting = null }) {
   const scrolls = { tabindex: "0", role: "region", "aria-label": title };
-  const place = h("div", { class: "drawing", ...scrolls, style: { "min-height": height } }, loading("Drawing …", height));
-  const save = ["svg", "png", "csv"].map((kind) => button(kind.toUpperCase(), () => download(kind), { kind: "quiet" }));
+  const place = h("div", { class: "drawing", ...scrolls, style: { "min-height": height } }, loading(waiting ?? "Drawing …", height));
+  const save = ["svg", "png", "csv"].map((kind) => button(kind.toUpperCase(), () => download(kind), { kind: "quiet", disabled: waiting !== null }));
   const box = h(
     "figure",
     { class: "figure" },
@@ -18,6 +18,7 @@ export function figureBox(path, { title, alt, query = {}, signal, height = "22re
     place,
   );
   let wanted = query;
+  let isWaiting = waiting !== null;
   let url = null;
   let turn = 0;
   const address = (kind) => withQuery(`${path}.${kind}`, { ...wanted, theme: kind === "csv" ? null : themeInUse() });
@@ -30,6 +31,8 @@ export function figureBox(path, { title, alt, query = {}, signal, height = "22re
   }
   box.again = async (next = wanted) => {
     wanted = next;
+    isWaiting = false;
+    for (const one of save) one.disabled = false;
     const mine = (turn += 1);
     try {
       const image = await blob(address("svg"), { signal });
@@ -42,8 +45,8 @@ export function figureBox(path, { title, alt, query = {}, signal, height = "22re
     }
   };
   signal.addEventListener("abort", () => url && URL.revokeObjectURL(url), { once: true });
-  onTheme(() => box.again(), signal);
-  box.again();
+  onTheme(() => isWaiting || box.again(), signal);
+  if (!isWaiting) box.again();
   return box;
 }
 

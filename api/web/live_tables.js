@@ -9,7 +9,8 @@ import { h, say } from "/ui/dom.js";
  * Columns: `{name, title?, is_number?}` with `text(item)`, or with `make(item)`, which gives a node once for each
  * row (and its `update(item)`, if it has one, is called with what is new), and with `by(item)` where rows may be
  * sorted by it: then `onsort({name, isDown})` is called, and `sort` says how they are at first. Where columns have
- * a `width`, nothing in the table moves whatever it shows: rows keep one height, and what is longer is cut. */
+ * a `width`, nothing in the table moves whatever it shows: rows keep one height, and what is longer is cut. Columns
+ * that are `wide` are left out on a phone. */
 export function liveTable(columns, { caption, key, sort = null, onsort = null }) {
   const isFixed = columns.some((column) => column.width);
   const heads = columns.map((column) => head(column, choose));
@@ -70,13 +71,13 @@ function head(column, choose) {
     ? h("button", { type: "button", onclick: () => choose(column) }, column.name, " ", h("span", { class: "arrow", "aria-hidden": "true" }))
     : column.name;
   const style = column.width ? { width: column.width } : {};
-  return h("th", { scope: "col", class: column.is_number ? "number" : null, title: column.title, style }, inner);
+  return h("th", { scope: "col", class: classOf(column), title: column.title, style }, inner);
 }
 
 function makeRow(columns, item) {
   const cells = columns.map((column) => {
     const node = column.make ? column.make(item) : h("div", { class: "text" });
-    return { cell: h("td", { class: column.is_number ? "number" : null }, node), node, column };
+    return { cell: h("td", { class: classOf(column) }, node), node, column };
   });
   return {
     element: h("tr", {}, cells.map(({ cell }) => cell)),
@@ -88,3 +89,5 @@ function makeRow(columns, item) {
     },
   };
 }
+
+const classOf = (column) => [column.is_number && "number", column.wide && "wide"].filter(Boolean).join(" ") || null;

@@ -16,8 +16,12 @@ const CHANGES = [
   ["", "as it is"],
 ];
 
+const ABOUT = "A short job on the queue: where the latent fires in your text, and what the model says next.";
+const TITLE = "Try it on a text";
+
 /** A card; `choose({job, cycle})` says in which core the latent is meant. */
-export function promptCard(latentId, signal) {
+export function promptCard(latentId, { signal, caller }) {
+  if (!caller.maySubmit) return refusalCard();
   const text = h("textarea", { rows: 3, required: true, maxlength: LONGEST, placeholder: "The capital of France is" });
   const change = select(CHANGES, "ablate", { onchange: () => showStrength() });
   const strength = h("input", { type: "number", step: "any", min: -1e6, max: 1e6 });
@@ -63,9 +67,16 @@ export function promptCard(latentId, signal) {
     h("div", { class: "filters" }, labelled("Beside what the model says, say it with the latent", change), strengthBox),
     h("div", {}, ask),
   );
-  const about = h("p", { class: "small" }, "A short job on the queue: where the latent fires in your text, and what the model says next.");
-  const box = card("Try it on a text", about, form, told, answer);
+  const box = card(TITLE, h("p", { class: "small" }, ABOUT), form, told, answer);
   box.choose = (place) => (core = place);
+  return box;
+}
+
+/** What stands there for those who may only read. */
+function refusalCard() {
+  const why = "That is a job, and this key is a reader's: sign in with one that may submit to ask.";
+  const box = card(TITLE, h("p", { class: "small" }, ABOUT), h("p", {}, why));
+  box.choose = () => undefined;
   return box;
 }
 

@@ -37,16 +37,31 @@ function filters(parameters, narrow) {
     tag: search({ value: parameters.tag }),
     group_id: search({ value: parameters.group_id }),
   };
+  const more = moreButton(() => FILTERS.filter((name) => name !== "text" && fields[name].value.trim()).length);
   let timer;
   const wanted = () => Object.fromEntries(FILTERS.map((name) => [name, fields[name].value.trim()]));
-  const later = () => (clearTimeout(timer), (timer = setTimeout(() => narrow(wanted()), 250)));
+  const later = () => (more.count(), clearTimeout(timer), (timer = setTimeout(() => narrow(wanted()), 250)));
   const labels = { text: "Text", state: "State", kind: "Kind", owner: "Owner", model: "Model", tag: "Tag", group_id: "Group" };
   const offered = FILTERS.filter((name) => !RARE.includes(name) || parameters[name]);
+  const boxes = offered.map((name) => labelled(labels[name], fields[name]));
   return h(
     "form",
     { class: "filters card", role: "search", "aria-label": "Filter jobs", oninput: later, onsubmit: (event) => event.preventDefault() },
-    offered.map((name) => labelled(labels[name], fields[name])),
+    boxes[0],
+    more,
+    boxes.slice(1),
   );
+}
+
+/** On a phone, what opens the filters beside the text; it says how many of them are set. */
+function moreButton(nSet) {
+  const more = button("", () => {
+    const isOpen = more.closest("form").classList.toggle("open");
+    more.setAttribute("aria-expanded", String(isOpen));
+  }, { kind: "more-filters", "aria-expanded": "false" });
+  more.count = () => say(more, nSet() ? `Filters: ${nSet()}` : "Filters");
+  more.count();
+  return more;
 }
 
 class List {

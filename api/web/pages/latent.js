@@ -1,6 +1,7 @@
 // One latent: where it was learned, its path through the cycles, who carries it on, who is like it, where it
 // fires, and a box to try it on a text of one's own.
 
+import { findCaller } from "/ui/callers.js";
 import { button, card, empty, facts, failure, loading, pageHead, select, table } from "/ui/components.js";
 import { fill, h } from "/ui/dom.js";
 import { DASH, figure, percent } from "/ui/format.js";
@@ -13,10 +14,10 @@ import { snippetCard } from "/ui/snippet_card.js";
 export async function show(root, { id }, signal) {
   const head = pageHead(`Latent ${shortId(id)}`);
   fill(root, head, loading());
-  const story = await get(`/latents/${encodeURIComponent(id)}`, { signal });
+  const [story, caller] = await Promise.all([get(`/latents/${encodeURIComponent(id)}`, { signal }), findCaller({ signal })]);
   const places = coresOf(story);
   const texts = snippetCard(id, signal);
-  const prompt = promptCard(id, signal);
+  const prompt = promptCard(id, { signal, caller });
   const choose = (place) => {
     texts.read(place.core_id);
     prompt.choose(place);
@@ -28,9 +29,9 @@ export async function show(root, { id }, signal) {
     card("Its path", pathTable(story.own, story)),
     places.length > 1 ? corePicker(places, choose) : null,
     texts,
-    places.length ? prompt : null,
     descendantsCard(story, signal),
     matchesCard(story),
+    places.length ? prompt : null, // its answer, which comes late, moves nothing as long as it is the last
   );
   if (places.length) choose(places.at(-1));
   else texts.read(null);

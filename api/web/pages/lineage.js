@@ -9,6 +9,10 @@ import { jobLink } from "/ui/latent_names.js";
 import { blob, get, watchJob } from "/ui/service.js";
 
 const HEIGHT = "26rem";
+const FIGURES = {
+  origins: ["Core latents by the cycle that learned them", "Stacked bars: for each cycle, how many latents of its core come from each earlier cycle. The table below tells the same."],
+  flow: ["Latents kept, new and dropped in each cycle", "A flow of latents through the cycles; the table of kept, new and dropped ones tells the same."],
+};
 
 export async function show(root, { id }, signal) {
   let page = null;
@@ -43,24 +47,22 @@ class LineagePage {
     this.origins = h("div", {});
     this.retention = h("div", {});
     this.core = new CoreTable(this.base, job.id, signal);
-    this.figures = null;
-    this.places = { origins: this.placeOf(), flow: this.placeOf() };
-  }
-
-  /** Where a figure will stand, as high as it will be. */
-  placeOf() {
-    return h("div", {}, loading("No cycle has finished yet.", HEIGHT));
+    this.figures = Object.entries(FIGURES).map(([name, [title, alt]]) => {
+      const path = `/jobs/${encodeURIComponent(job.id)}/figures/${name}`;
+      return figureBox(path, { title, alt, signal, height: HEIGHT, waiting: "No cycle has finished yet." });
+    });
   }
 
   /** What grows comes last. */
   nodes() {
+    const [origins, flow] = this.figures;
     const matrix = h("details", {}, h("summary", {}, "Origins as a table"), this.origins);
     const saves = ["csv", "parquet"].map((format) => button(format === "csv" ? "CSV" : "Parquet", () => this.save(format), { kind: "quiet" }));
     return [
       this.told,
       this.wrong,
-      card("Where each core comes from", this.places.origins, matrix),
-      card("From cycle to cycle", this.places.flow),
+      card("Where each core comes from", origins, matrix),
+      card("From cycle to cycle", flow),
       card("Kept, new, dropped", this.retention),
       card("Every latent that any core held", h("div", { class: "tools" }, "A row for each place in each cycle. Save as", saves)),
       card("The core, latent by latent", this.core.element),
@@ -90,24 +92,10 @@ class LineagePage {
     fill(this.retention, retentionTable(cycles.items));
     fill(this.origins, originTable(origins, this.id));
     if (n_done === 0) return fill(this.core.told, "No cycle has selected a core yet.");
-    this.drawFigures();
+    for (const one of this.figures) one.again();
     const cores = finished.filter((cycle) => cycle.output_core_id !== null).map((cycle) => cycle.index);
     if (this.core.offer(cores)) await this.core.reload();
     return undefined;
-  }
-
-  drawFigures() {
-    if (this.figures) return void this.figures.forEach((one) => one.again());
-    const path = (name) => `/jobs/${encodeURIComponent(this.id)}/figures/${name}`;
-    const told = {
-      origins: ["Core latents by the cycle that learned them", "Stacked bars: for each cycle, how many latents of its core come from each earlier cycle. The table below tells the same."],
-      flow: ["Latents kept, new and dropped in each cycle", "A flow of latents through the cycles; the table of kept, new and dropped ones tells the same."],
-    };
-    this.figures = Object.entries(told).map(([name, [title, alt]]) => {
-      const box = figureBox(path(name), { title, alt, signal: this.signal, height: HEIGHT });
-      fill(this.places[name], box);
-      return box;
-    });
   }
 
   async save(format) {

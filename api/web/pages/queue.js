@@ -79,12 +79,12 @@ function devicesCard() {
   const table = liveTable(
     [
       { name: "Device", width: "20%", text: ({ device, device_name: name }) => (name ? `${device} · ${name}` : device) },
-      { name: "Host", width: "14%", text: (worker) => worker.hostname },
-      { name: "Class", width: "8%", text: (worker) => worker.resource_class },
-      { name: "Memory", width: "9%", is_number: true, text: (worker) => bytes(worker.memory_bytes) },
+      { name: "Host", width: "14%", wide: true, text: (worker) => worker.hostname },
+      { name: "Class", width: "8%", wide: true, text: (worker) => worker.resource_class },
+      { name: "Memory", width: "9%", wide: true, is_number: true, text: (worker) => bytes(worker.memory_bytes) },
       { name: "Runs", width: "30%", make: runningCell },
       { name: "Phase", width: "10%", text: ({ running }) => running?.phase ?? DASH },
-      { name: "Since", width: "9%", text: ({ running }) => (running ? when(running.opened_at) : DASH) },
+      { name: "Since", width: "9%", wide: true, text: ({ running }) => (running ? when(running.opened_at) : DASH) },
     ],
     { caption: "Devices, and what each runs", key: (worker) => worker.id },
   );
@@ -162,18 +162,26 @@ function waitingColumns(caller, act) {
   const columns = [
     { name: "Place", width: "4rem", is_number: true, title: "How many are taken first", text: (waiting) => String(waiting.position) },
     { name: "Job", width: "17%", make: jobCell },
-    { name: "Owner", width: "8%", text: (waiting) => waiting.owner },
-    { name: "Behind", width: "15%", text: (waiting) => waiting.first ?? `${waiting.position} others` },
-    { name: "Begins in", width: "6.5rem", is_number: true, title: "If nothing else came", text: (waiting) => duration(waiting.starts_in_s) },
-    { name: "Why it waits", width: "26%", make: whyCell },
-    { name: "Since", width: "5.5rem", text: (waiting) => when(waiting.queued_at) },
-    { name: "Memory", width: "5.5rem", is_number: true, title: "At most, by estimate", text: (waiting) => bytes(waiting.memory_bytes) },
-    { name: "Priority", width: "7rem", make: (waiting) => priorityCell(waiting, caller, act) },
+    { name: "Owner", width: "8%", wide: true, text: (waiting) => waiting.owner },
+    { name: "Behind", width: "15%", wide: true, text: behind },
+    { name: "Begins in", width: "6.5rem", wide: true, is_number: true, title: "If nothing else came", text: (waiting) => duration(waiting.starts_in_s) },
+    { name: "Why it waits", width: "26%", wide: true, make: whyCell },
+    { name: "Since", width: "5.5rem", wide: true, text: (waiting) => when(waiting.queued_at) },
+    { name: "Memory", width: "5.5rem", wide: true, is_number: true, title: "At most, by estimate", text: (waiting) => bytes(waiting.memory_bytes) },
+    { name: "Priority", width: "7rem", wide: true, make: (waiting) => priorityCell(waiting, caller, act) },
   ];
   return caller.isAdmin ? [...columns, { name: "Turn", width: "6.5rem", make: (waiting) => holdButton(waiting, act) }] : columns;
 }
 
-const jobCell = (waiting) => h("div", { class: "text" }, jobLink(waiting), ` · cycle ${waiting.cycle_index}`);
+const behind = (waiting) => waiting.first ?? `${waiting.position} others`;
+
+/** On a phone it says too what has no column there. */
+function jobCell(waiting) {
+  const short = h("div", { class: "second phone" });
+  const cell = h("div", {}, h("div", { class: "text" }, jobLink(waiting), ` · cycle ${waiting.cycle_index}`), short);
+  cell.update = (next) => say(short, `${next.owner}, behind ${behind(next)}. ${next.why}`);
+  return cell;
+}
 
 function whyCell() {
   const cell = h("div", { class: "text long" });
@@ -216,10 +224,10 @@ function ownersCard() {
     [
       { name: "Owner", width: "20%", text: (owner) => owner.owner },
       { name: "Share of the week", width: "34%", make: weekBar },
-      { name: "24 hours", width: "20%", is_number: true, title: "Device time by which turns go", text: dayText },
-      { name: "Runs", width: "8%", is_number: true, text: (owner) => ofMost(owner.n_running, owner.max_running) },
+      { name: "24 hours", width: "20%", wide: true, is_number: true, title: "Device time by which turns go", text: dayText },
+      { name: "Runs", width: "8%", wide: true, is_number: true, text: (owner) => ofMost(owner.n_running, owner.max_running) },
       { name: "Waits", width: "9%", is_number: true, text: (owner) => ofMost(owner.n_queued, owner.max_queued) },
-      { name: "Weight", width: "9%", is_number: true, title: "Beside the weights of the others who wait", text: (owner) => String(owner.weight) },
+      { name: "Weight", width: "9%", wide: true, is_number: true, title: "Beside the weights of the others who wait", text: (owner) => String(owner.weight) },
     ],
     { caption: "What each owner used of the devices in the last seven days", key: (owner) => owner.owner },
   );
