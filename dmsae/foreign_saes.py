@@ -1,13 +1,16 @@
-"""How is an SAE read that somebody else trained, from a folder in SAELens' format?
+"""How is an SAE read that somebody else trained, from a folder in SAELens' format or a file of NumPy arrays?
 
 Its decoder, and, where its activations can be had latent by latent, what its latents read, as a core at raw
-scale. Nothing is pickled; what the folder says of model and hook is told and not believed.
+scale. Nothing is unpickled; what a folder says of model and hook is told and not believed.
 """
 
 import json
+import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from safetensors import SafetensorError, safe_open
@@ -20,6 +23,11 @@ from dmsae.sae import Core
 LARGEST_CONFIG_BYTES = 1 << 20
 READS_ALONE = ("standard", "jumprelu")
 """Architectures of which each latent's activation is a matter of that latent alone."""
+ARRAYS_SAY = {"architecture": "jumprelu", "apply_b_dec_to_input": False}
+"""What is known of an SAE that is NumPy arrays alone: that of Gemma Scope (arXiv 2408.05147, section 3)."""
+MOST_UNPACKED = 4
+"""Times as large as the file that its arrays may be: those of Gemma Scope are not compressed."""
+READ = ("W_enc", "W_dec", "b_enc", "b_dec", "threshold")
 TOLD = ("architecture", "d_in", "d_sae")
 TOLD_OF_MODEL = ("model_name", "hook_name")
 
@@ -35,19 +43,22 @@ class ForeignSae(NamedTuple):
     """What the folder says of itself."""
 
 
-def read_foreign(config_file: Path, weights_file: Path, *, beside: Core) -> ForeignSae:
+def read_foreign(files: Sequence[Path], *, beside: Core) -> ForeignSae:
     """Read an SAE that is to be compared with the core `beside`.
 
-    Raises: CycleFailed with `data_unreadable` where it is missing, torn or of another format, with
+    `files` are one of NumPy arrays, as Gemma Scope publishes them, or the two of a folder, in the order of
+    `SAE_FILES`.
+
+    Raises: CycleFailed with `data_unreadable` where it is missing, torn, pickled or of another format, with
     `core_mismatch` where it is of activations of another width; both name `other`.
     """
     try:
-        facts = _read_facts(config_file)
-        with safe_open(weights_file, framework="pt", device="cpu") as file:
-            tensors = {name: _finite(name, file.get_tensor(name)) for name in _wanted(facts, file.keys())}
-    except (OSError, ValueError, TypeError, KeyError, SafetensorError) as error:
+        facts, tensors = _read_arrays(files[0]) if len(files) == 1 else _read_folder(*files)
+    except (OSError, ValueError, TypeError, KeyError, SafetensorError, zipfile.BadZipFile) as error:
         reason = f"no {error}" if isinstance(error, KeyError) else (str(error).splitlines() or ["?"])[0]
-        message = f"other: must be a folder in SAELens' format, {' and '.join(SAE_FILES)} ({reason[:300]})."
+        what = f"a folder in SAELens' format, {' and '.join(SAE_FILES)}"
+        what = what if len(files) > 1 else f"a file of NumPy arrays, {', '.join(READ)}"
+        message = f"other: must be {what} ({reason[:300]})."
         raise CycleFailed("data_unreadable", message, param="other") from error
     W_dec = tensors["W_dec"]
     d_model = beside.W_dec.shape[1]
@@ -58,6 +69,32 @@ def read_foreign(config_file: Path, weights_file: Path, *, beside: Core) -> Fore
     trouble = _find_trouble(facts)
     reads = None if trouble is not None else _as_core(tensors, facts, beside)
     return ForeignSae(W_dec, reads, trouble, _told(facts))
+
+
+def _read_folder(config_file: Path, weights_file: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    facts = _read_facts(config_file)
+    with safe_open(weights_file, framework="pt", device="cpu") as file:
+        return facts, {name: _finite(name, file.get_tensor(name)) for name in _wanted(facts, file.keys())}
+
+
+def _read_arrays(file: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Read the arrays of a JumpReLU SAE that subtracts no decoder bias before it encodes.
+
+    Raises: OSError, ValueError, KeyError, BadZipFile.
+    """
+    with zipfile.ZipFile(file) as archive:
+        n_unpacked = sum(member.file_size for member in archive.infolist())
+    if n_unpacked > MOST_UNPACKED * file.stat().st_size:
+        raise ValueError(
+            f"its arrays are more than {MOST_UNPACKED} times as large as the file: store them plainly"
+        )
+    with np.load(file, allow_pickle=False) as arrays:
+        if "scaling_factor" in arrays and not (arrays["scaling_factor"] == 1).all():
+            raise ValueError("it has a scaling_factor, which is not read")
+        names = {name: name if name in arrays else name.replace("W_", "w_") for name in READ}
+        tensors = {name: _finite(name, torch.from_numpy(arrays[own])) for name, own in names.items()}
+    d_model, n_latents = (*tensors["W_enc"].shape, 0, 0)[:2]
+    return {**ARRAYS_SAY, "d_in": d_model, "d_sae": n_latents}, tensors
 
 
 def _read_facts(file: Path) -> dict[str, Any]:
@@ -89,7 +126,7 @@ def _wanted(facts: dict[str, Any], there: Any) -> list[str]:
     if _find_trouble(facts) is not None:
         return ["W_dec"]
     is_jumprelu = facts.get("architecture") == "jumprelu"
-    wanted = ["W_enc", "W_dec", "b_enc", "b_dec", *(["threshold"] if is_jumprelu else [])]
+    wanted = [name for name in READ if is_jumprelu or name != "threshold"]
     missing = [name for name in wanted if name not in there]
     if missing:
         raise ValueError(f"{SAE_FILES[1]} holds no {', '.join(missing)}")

@@ -21,6 +21,8 @@ LONGEST_PROMPT = 20_000
 """Characters."""
 SAE_FILES = ("cfg.json", "sae_weights.safetensors")
 """What a folder in SAELens' format holds."""
+ARRAYS = ".npz"
+"""Ending of a file of NumPy arrays, as Gemma Scope publishes its SAEs: one file, in the place of both."""
 
 JobName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
 LatentName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,64}\.[0-9]{1,9}\.[0-9]{1,18}$")]
@@ -29,13 +31,14 @@ LatentNames = Annotated[list[LatentName], Field(min_length=1, max_length=MOST_LE
 
 def _whole_folder(objects: list[StoredObject]) -> list[StoredObject]:
     names = sorted(stored.key.rsplit("/", 1)[-1] for stored in objects)
-    if names != sorted(SAE_FILES):
-        rule = f"must be the two files {' and '.join(SAE_FILES)} of one folder, under these names"
+    is_arrays = len(names) == 1 and names[0].endswith(ARRAYS)
+    if not is_arrays and names != sorted(SAE_FILES):
+        rule = f"must be the two files {' and '.join(SAE_FILES)} of one folder, or one {ARRAYS}"
         raise PydanticCustomError("sae_files", rule)
     return objects
 
 
-SaeObjects = Annotated[list[StoredObject], Field(min_length=2, max_length=2), AfterValidator(_whole_folder)]
+SaeObjects = Annotated[list[StoredObject], Field(min_length=1, max_length=2), AfterValidator(_whole_folder)]
 
 
 class ProbedCore(Section):
@@ -59,23 +62,30 @@ class OtherCycle(ProbedCore):
 
 
 class OtherFolder(Section):
-    """A folder in SAELens' format on the worker's disk, under its allowed roots."""
+    """An SAE on the worker's disk, under its allowed roots: a folder in SAELens' format, or one `.npz`."""
 
     kind: Literal["folder"]
     path: AbsolutePath
-    """Absolute path of the folder that holds `cfg.json` and `sae_weights.safetensors`."""
+    """Absolute path of the folder that holds `cfg.json` and `sae_weights.safetensors`, or of a file of NumPy
+    arrays as Gemma Scope publishes them: `params.npz` with W_enc, W_dec, b_enc, b_dec and threshold."""
+
+    @property
+    def files(self) -> list[str]:
+        """Give the paths of its files, as `read_foreign` takes them."""
+        return [self.path] if self.path.endswith(ARRAYS) else [f"{self.path}/{name}" for name in SAE_FILES]
 
 
 class OtherObjects(Section):
-    """The same two files, uploaded into the service's own bucket."""
+    """The same two files, or the one, uploaded into the service's own bucket."""
 
     kind: Literal["objects"]
     objects: SaeObjects
-    """`cfg.json` and `sae_weights.safetensors`, by the keys that `POST /uploads` gave them."""
+    """`cfg.json` and `sae_weights.safetensors`, or one `.npz`, by the keys that `POST /uploads` gave them."""
 
-    def named(self, name: str) -> StoredObject:
-        """Give one of `SAE_FILES`."""
-        return next(stored for stored in self.objects if stored.key.endswith(f"/{name}"))
+    @property
+    def files(self) -> list[StoredObject]:
+        """Give its files in the order of `SAE_FILES`, that with the weights last."""
+        return sorted(self.objects, key=lambda stored: stored.key.endswith(f"/{SAE_FILES[1]}"))
 
 
 Other = Annotated[OtherCycle | OtherFolder | OtherObjects, Field(discriminator="kind")]

@@ -21,7 +21,7 @@ from dmsae.match_run import harvest_evaluation, least_limit
 from dmsae.matching import Aligned, Firings, align
 from dmsae.models import LoadedModel
 from dmsae.pace import Clock
-from dmsae.probe_config import SAE_FILES, CoreMatchConfig, OtherCycle, OtherFolder
+from dmsae.probe_config import CoreMatchConfig, OtherCycle, OtherFolder
 from dmsae.randomness import named_generator
 from dmsae.reporting import Report
 from dmsae.sae import Core, CoreLatent, Provenance
@@ -68,7 +68,7 @@ def open_other(config: CoreMatchConfig, core: Core, places: Places) -> Opened:
         other = SourceCycle(places.sources_dir, config.other.ref, param="other").core
         require_same_space(other, core.provenance, param="other")
         return Opened(other.W_dec, other, other.latents, None, {})
-    found = read_foreign(*_sae_files(config, places), beside=core)
+    found = read_foreign(_sae_files(config, places), beside=core)
     return Opened(found.W_dec, found.reads, [], found.trouble, found.told)
 
 
@@ -175,24 +175,20 @@ def _entries(
     return entries
 
 
-def _sae_files(config: CoreMatchConfig, places: Places) -> tuple[Path, Path]:
-    """Find the two files of a folder in SAELens' format.
+def _sae_files(config: CoreMatchConfig, places: Places) -> list[Path]:
+    """Find the files of an SAE that is not of a cycle, as `read_foreign` takes them.
 
     Raises: CycleFailed with `data_unreadable`: one is not there, or outside the allowed roots.
     """
     other = config.other
     if isinstance(other, OtherFolder):
+        roots = places.allowed_roots
         try:
-            found = [
-                find_local_files([f"{other.path}/{name}"], allowed_roots=places.allowed_roots)[0].path
-                for name in SAE_FILES
-            ]
+            return [find_local_files([file], allowed_roots=roots)[0].path for file in other.files]
         except CycleFailed as failure:
             message = failure.message.replace(str(failure.param), "other.path", 1)
             raise CycleFailed(failure.failure, message, param="other.path") from failure
-        return found[0], found[1]
     if isinstance(other, OtherCycle) or places.inputs_dir is None:
         told = "other: what was uploaded must lie in the folder --inputs, and none was given."
         raise CycleFailed("data_unreadable", told, param="other")
-    config_file, weights_file = (places.inputs_dir / other.named(name).file_name for name in SAE_FILES)
-    return config_file, weights_file
+    return [places.inputs_dir / stored.file_name for stored in other.files]

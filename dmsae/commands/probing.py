@@ -16,10 +16,13 @@ if TYPE_CHECKING:
     from dmsae.client.client import Client
 
 SAE_FILES = ("cfg.json", "sae_weights.safetensors")
+ARRAYS = ".npz"
 
 probe_app = typer.Typer(help="Ask something of a finished core, over HTTP.", no_args_is_help=True)
 
-Core = Annotated[str, typer.Argument(metavar="CORE", help="JOB, for its last core, or JOB.CYCLE.")]
+Core = Annotated[
+    str, typer.Argument(metavar="CORE", help="JOB, for its last core, JOB.CYCLE, or NAME@VERSION.")
+]
 Wait = Annotated[bool, typer.Option("--wait/--no-wait", help="Wait for what it finds, or print its id.")]
 Top = Annotated[int, typer.Option("--top", min=1, max=50, help="Tokens to show.")]
 
@@ -49,10 +52,11 @@ def show_lenses(
 def show_matches(
     core: Core,
     other: Annotated[
-        str | None, typer.Argument(metavar="[OTHER]", help="Another core, JOB or JOB.CYCLE.")
+        str | None, typer.Argument(metavar="[OTHER]", help="Another core, named in the same way.")
     ] = None,
     folder: Annotated[
-        Path | None, typer.Option("--folder", help="Instead, an SAELens folder here, which is uploaded.")
+        Path | None,
+        typer.Option("--folder", help="Instead, an SAELens folder or .npz here, which is uploaded."),
     ] = None,
     worker_folder: Annotated[
         str | None, typer.Option("--worker-folder", help="Instead, one on the worker's disk.")
@@ -65,7 +69,10 @@ def show_matches(
     key: Key = None,
     data: Data = DEFAULT_DATA,
 ) -> None:
-    """Match a core's latents, one to one, with another core's or with those of any SAELens folder."""
+    """Match a core's latents, one to one, with another core's or with those of anybody's SAE.
+
+    That is a folder of SAELens, or a file of NumPy arrays as Gemma Scope publishes them.
+    """
     named = [given for given in (other, folder, worker_folder) if given is not None]
     if len(named) != 1:
         raise BadRequest("match: name one of OTHER, --folder and --worker-folder.")
@@ -74,9 +81,11 @@ def show_matches(
         settings["n_tokens"] = tokens
     with connect(url, key, data) as client:
         if other is not None:
-            settings["other"] = {"kind": "cycle", **parse_core(other)}
+            found = parse_core(other)
+            settings["other"] = {"kind": "published" if "name" in found else "cycle", **found}
         elif folder is not None:
-            uploaded = [client.uploads.create(folder / name) for name in SAE_FILES]
+            files = [folder] if folder.suffix == ARRAYS else [folder / name for name in SAE_FILES]
+            uploaded = [client.uploads.create(file) for file in files]
             settings["other"] = {"kind": "objects", "objects": [{"key": each["key"]} for each in uploaded]}
         else:
             settings["other"] = {"kind": "folder", "path": worker_folder}
@@ -115,11 +124,15 @@ def show_prompt(
 
 
 def parse_core(text: str) -> dict[str, Any]:
-    """Make a core of `JOB` or `JOB.CYCLE`.
+    """Make a core of `JOB`, `JOB.CYCLE` or the name of a published one, such as `lab/gemma-2-2b-l12@3`.
 
     Raises:
-        BadRequest: the cycle is no number.
+        BadRequest: the cycle is no number, or the name has no version.
     """
+    if "/" in text:
+        if "@" not in text:
+            raise BadRequest(f"CORE {text!r}: name its version too, such as {text}@1.")
+        return {"name": text}
     job, is_named, cycle = text.partition(".")
     if is_named and not (cycle.isascii() and cycle.isdigit()):
         raise BadRequest(f"CORE {text!r}: must be JOB or JOB.CYCLE, such as {job}.2.")

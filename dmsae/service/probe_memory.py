@@ -47,8 +47,8 @@ def _latents(config: RunConfig, d_model: int, *, n_core: int, n_other: int | Non
 
 
 def _count_other(config: CoreMatchConfig, d_model: int) -> int:
-    """Give how many latents an uploaded folder can hold by its size."""
+    """Give how many latents an uploaded SAE can hold by its size."""
     if not isinstance(config.other, OtherObjects):
         return UNKNOWN_OTHER
-    size_bytes = config.other.named("sae_weights.safetensors").size_bytes
+    size_bytes = config.other.files[-1].size_bytes
     return UNKNOWN_OTHER if size_bytes is None else size_bytes // (2 * d_model * FLOAT32) + 1

@@ -1,9 +1,10 @@
 """What may a client ask of a finished core? One request for all kinds of probes, each with its settings."""
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, model_validator
+from pydantic_core import PydanticCustomError
 
 from dmsae.errors import FieldProblem, InvalidConfig
 from dmsae.probe_config import (
@@ -11,16 +12,67 @@ from dmsae.probe_config import (
     LONGEST_PROMPT,
     AnyProbeConfig,
     Change,
+    JobName,
     LatentName,
     LatentNames,
-    Other,
-    ProbedCore,
+    OtherCycle,
+    OtherFolder,
+    OtherObjects,
     ProbeKind,
 )
 from dmsae.service.requests import Name, Notes, Partial, PlainText, Priority, Tags, field_problems, shown
+from dmsae.sources import (
+    CycleRef,
+    PublishedCore,
+    PublishedName,
+    RequestedCore,
+    Section,
+    SelectedCore,
+)
 
 ABOUT = ("kind", "name", "tags", "notes", "priority", "n_tokens")
 """What of a request is no setting of a probe by the same name."""
+
+
+class AskedCore(Section):
+    """The core that a finished cycle selected: by its job, or by the name under which it is published."""
+
+    job: JobName | None = None
+    """The job; left out beside `name`."""
+    cycle: int | None = Field(None, ge=0, le=1_000_000)
+    """Which of the job's cycles; left out, the last finished one."""
+    name: PublishedName | None = None
+    """Name and version, such as `lab/gemma-2-2b-l12@3`, in the place of `job` and `cycle`."""
+
+    @model_validator(mode="after")
+    def _check_one(self) -> Self:
+        if self.name is None and self.job is None:
+            raise _refuse("job", None, "is required, or name, of a published core", "missing_field")
+        if self.name is not None and (self.job, self.cycle) != (None, None):
+            rule = "stands alone: it says which job and cycle; leave it, or these, out"
+            raise _refuse("name", self.name, rule, "invalid_value")
+        return self
+
+    @property
+    def requested(self) -> RequestedCore:
+        """Give the core as trainings name it."""
+        if self.name is not None:
+            return PublishedCore(kind="published", name=self.name)
+        assert self.job is not None  # noqa: S101 - one of the two was given
+        return SelectedCore(kind="selected", cycle=CycleRef(job_id=self.job, cycle_index=self.cycle))
+
+
+class OtherPublished(Section):
+    """A published core, by its name."""
+
+    kind: Literal["published"]
+    name: PublishedName
+    """Name and version, such as `lab/gemma-2-2b-l12@3`."""
+
+
+RequestedOther = Annotated[
+    OtherCycle | OtherPublished | OtherFolder | OtherObjects, Field(discriminator="kind")
+]
 
 
 class ProbeRequest(Partial):
@@ -29,7 +81,7 @@ class ProbeRequest(Partial):
     kind: ProbeKind
     """`logit_lens`: which tokens latents promote and suppress; `match`: which latents are found elsewhere;
     `prompt`: where latents fire in a text of one's own, and what the model says next."""
-    core: ProbedCore
+    core: AskedCore
     """The core that is asked about."""
     name: Name | None = None
     """What people call it."""
@@ -41,8 +93,8 @@ class ProbeRequest(Partial):
     """Among the jobs of its owner, and between owners: high before normal before low."""
     latents: LatentNames | None = None
     """Of `logit_lens`: latents of the core; left out, the first 256 in its order."""
-    other: Other | None = None
-    """Of `match`: another finished cycle's core, or a folder in SAELens' format."""
+    other: RequestedOther | None = None
+    """Of `match`: another core, a folder in SAELens' format, or an `.npz` as Gemma Scope publishes."""
     decoder_cosine: float | None = Field(None, gt=0, le=1)
     """Of `match`: least cosine of two decoder rows that match one to one; left out, 0.7."""
     n_tokens: int | None = Field(None, ge=2, le=1_000_000)
@@ -106,3 +158,7 @@ def _as_required(problem: FieldProblem) -> FieldProblem:
     if problem.code != "missing_field":
         return problem
     return FieldProblem(problem.param, problem.value, "is required for this kind of probe", problem.code)
+
+
+def _refuse(param: str, value: Any, rule: str, code: str) -> PydanticCustomError:
+    return PydanticCustomError("rule", "{rule}", {"param": param, "value": value, "rule": rule, "code": code})

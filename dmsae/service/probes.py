@@ -20,19 +20,23 @@ from dmsae.probe_config import (
     OtherCycle,
     OtherFolder,
     OtherObjects,
-    ProbedCore,
 )
 from dmsae.service.allowed_paths import allowed_path, check_text_paths
 from dmsae.service.cycle_sources import note_sources
 from dmsae.service.database import wake_after_commit
 from dmsae.service.events import append_event
-from dmsae.service.given_cores import GivenCore, find_given
+from dmsae.service.given_cores import GivenCore, find_given, find_named
 from dmsae.service.ids import new_id
 from dmsae.service.jobs import find_job
 from dmsae.service.known_models import ModelFacts, find_facts
 from dmsae.service.objects import ObjectStore
 from dmsae.service.probe_memory import peak_of_probe
-from dmsae.service.probe_requests import ProbeRequest, build_config, refuse_foreign
+from dmsae.service.probe_requests import (
+    OtherPublished,
+    ProbeRequest,
+    build_config,
+    refuse_foreign,
+)
 from dmsae.service.progress import JobView, view_jobs
 from dmsae.service.queue_control import require_room
 from dmsae.service.requests import PRIORITY_RANKS, shown
@@ -40,7 +44,7 @@ from dmsae.service.submitting import RESOURCE_CLASSES
 from dmsae.service.tables import CoreLatent, Cycle, Job, Latent
 from dmsae.service.text_objects import named_objects, pin_other
 from dmsae.service.uploads import note_use
-from dmsae.sources import CycleRef, SelectedCore
+from dmsae.sources import PublishedCore, RequestedCore, SelectedCore
 
 DEFAULT_TOKENS = 10_000
 """On which a match compares firing, unless told otherwise."""
@@ -80,15 +84,15 @@ def plan_probe(session: Session, request: ProbeRequest, *, allowed_roots: Sequen
         InvalidConfig: with every setting that is missing or cannot work, and where a core is not there.
     """
     refuse_foreign(request)
-    given = _find(session, request.core, "core")
+    given = _find(session, request.core.requested, "core")
     shared = {name: given.config[name] for name in RunConfig.model_fields if name in given.config}
     settings = {**shared, "time_limit_s": None, **request.settings, "core": _named(given)}
     if request.kind == "match":
         n_tokens = request.n_tokens or min(DEFAULT_TOKENS, settings["evaluation"]["n_tokens"])
         settings["evaluation"] = {"n_tokens": n_tokens}
     sources: tuple[GivenCore, ...] = (given,)
-    if isinstance(request.other, OtherCycle):
-        other = _find(session, request.other, "other")
+    if isinstance(request.other, OtherCycle | OtherPublished):
+        other = _find_other(session, request.other)
         settings["other"] = {"kind": "cycle", **_named(other)}
         sources = (given, other)
     config = build_config(request.kind, settings)
@@ -96,7 +100,10 @@ def plan_probe(session: Session, request: ProbeRequest, *, allowed_roots: Sequen
     facts = find_facts(config.model, allowed_roots)
     if isinstance(config, CoreMatchConfig):
         check_text_paths(config.data.text, allowed_roots)
-        _check_other(config, sources, allowed_roots)
+        _check_folder(config, allowed_roots)
+        _check_other(
+            sources, param="other.name" if isinstance(request.other, OtherPublished) else "other.job"
+        )
     return ProbePlan(config, facts, sources)
 
 
@@ -183,23 +190,32 @@ def _note_objects(session: Session, job: Job) -> None:
         note_use(session, job.id, [stored.key for stored in keys], param=param)
 
 
-def _find(session: Session, core: ProbedCore, param: str) -> GivenCore:
+def _find(session: Session, core: RequestedCore, param: str) -> GivenCore:
     """Find a finished cycle that selected a core.
 
     Raises:
-        InvalidConfig: it is unknown, deleted or unfinished.
+        InvalidConfig: it is unknown, deleted or unfinished, or nothing is published under its name.
     """
-    ref = CycleRef(job_id=core.job, cycle_index=core.cycle)
     try:
-        given = find_given(session, SelectedCore(kind="selected", cycle=ref))
+        given = find_given(session, find_named(session, core))
     except InvalidConfig as error:
         raise InvalidConfig([_renamed(problem, param) for problem in error.problems]) from error
-    assert given is not None  # noqa: S101 - a selected core names its cycle
+    assert given is not None  # noqa: S101 - such a core names its cycle
     return given
 
 
+def _find_other(session: Session, other: OtherCycle | OtherPublished) -> GivenCore:
+    if isinstance(other, OtherPublished):
+        return _find(session, PublishedCore(kind="published", name=other.name), "other")
+    return _find(session, SelectedCore(kind="selected", cycle=other.ref), "other")
+
+
 def _renamed(problem: FieldProblem, param: str) -> FieldProblem:
-    names = {"core.cycle.job_id": f"{param}.job", "core.cycle.cycle_index": f"{param}.cycle"}
+    names = {
+        "core.cycle.job_id": f"{param}.job",
+        "core.cycle.cycle_index": f"{param}.cycle",
+        "core.name": f"{param}.name",
+    }
     return replace(problem, param=names.get(problem.param, problem.param))
 
 
@@ -230,26 +246,32 @@ def _require_latents(session: Session, request: ProbeRequest, given: GivenCore) 
         raise InvalidConfig(problems)
 
 
-def _check_other(
-    config: CoreMatchConfig, sources: Sequence[GivenCore], allowed_roots: Sequence[Path]
-) -> None:
-    """Refuse what plainly cannot be compared with the core.
+def _check_folder(config: CoreMatchConfig, allowed_roots: Sequence[Path]) -> None:
+    """Refuse a folder outside the allowed roots.
 
     Raises:
-        InvalidConfig: it is the core itself, of other activations, or outside the allowed roots.
+        InvalidConfig: naming it.
     """
     if isinstance(config.other, OtherFolder):
         allowed_path(config.other.path, allowed_roots, param="other.path")
+
+
+def _check_other(sources: Sequence[GivenCore], *, param: str) -> None:
+    """Refuse another core that plainly cannot be compared with the first.
+
+    Raises:
+        InvalidConfig: it is the core itself, or of other activations.
+    """
     if len(sources) < 2:
         return
     core, other = sources
     if core.cycle_id == other.cycle_id:
         rule = "is the core itself: name another cycle, or another job"
-        raise InvalidConfig([FieldProblem("other.job", other.job_id, rule, "core_mismatch")])
+        raise InvalidConfig([FieldProblem(param, other.job_id, rule, "core_mismatch")])
     for name, own, its in _compared(core.config, other.config):
         if own != its:
             rule = f"its {name} is {shown(its)!r}, and that of the core {shown(own)!r}"
-            raise InvalidConfig([FieldProblem("other.job", other.job_id, rule, "core_mismatch")])
+            raise InvalidConfig([FieldProblem(param, other.job_id, rule, "core_mismatch")])
 
 
 def _compared(core: Mapping[str, Any], other: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:

@@ -12,7 +12,7 @@ from sqlalchemy import delete, func, insert, select, update
 from sqlalchemy.orm import Session
 
 from dmsae.errors import FieldProblem, InvalidConfig
-from dmsae.probe_config import SAE_FILES
+from dmsae.probe_config import ARRAYS, SAE_FILES
 from dmsae.service.ids import new_id
 from dmsae.service.requests import UploadRequest, shown
 from dmsae.service.upload_tables import Upload, UploadUse
@@ -30,7 +30,9 @@ def create_upload(session: Session, owner_id: str, *, request: UploadRequest, ma
     Raises:
         InvalidConfig: the file is too large for one PUT, or of a kind that nothing reads.
     """
-    problems = [] if request.filename in SAE_FILES else check_suffix("filename", request.filename, SAE_FILES)
+    is_sae = request.filename in SAE_FILES or request.filename.endswith(ARRAYS)
+    others = (*SAE_FILES, f"an SAE's {ARRAYS}")
+    problems = [] if is_sae else check_suffix("filename", request.filename, others)
     if request.size_bytes > max_bytes:
         rule = (
             f"must be at most {max_bytes}: one PUT carries no more than 5 GiB; split the file, or compress it"

@@ -154,12 +154,21 @@ def test_a_prompt_is_queued_with_the_settings_of_the_cores_own_job(lab: Lab) -> 
         ("logit_lens", {"core": {"job": "QUEUED"}}, {("core.job", "core_not_ready")}),
         ("logit_lens", {"core": {"job": "SOURCE", "cycle": 9}}, {("core.cycle", "core_not_found")}),
         ("logit_lens", {"core": {"cycle": 1}}, {("core.job", "missing_field")}),
+        ("logit_lens", {"core": {"name": "lab/none@1"}}, {("core.name", "core_not_found")}),
+        ("logit_lens", {"core": {"name": "lab/none"}}, {("core.name", "invalid_value")}),
+        ("logit_lens", {"core": {"name": "lab/a@1", "job": "SOURCE"}}, {("core.name", "invalid_value")}),
+        ("match", {"other": {"kind": "published", "name": "lab/a@9"}}, {("other.name", "core_not_found")}),
         ("match", {"other": {"kind": "cycle", "job": "SOURCE"}}, {("other.job", "core_mismatch")}),
         ("match", {"other": {"kind": "cycle", "job": "job_none"}}, {("other.job", "core_not_found")}),
         ("match", {"other": {"kind": "folder", "path": LOCAL_TEXT}}, {("other.path", "path_not_allowed")}),
         (
             "match",
             {"other": {"kind": "objects", "objects": [{"key": "a"}] * 2}},
+            {("other.objects", "invalid_value")},
+        ),
+        (
+            "match",
+            {"other": {"kind": "objects", "objects": [{"key": f"{UPLOADS}x/cfg.json"}]}},
             {("other.objects", "invalid_value")},
         ),
         (
@@ -286,6 +295,30 @@ def test_a_match_is_told_in_both_latents_stories_beside_what_chance_gives(
     assert [lab.api.get(path).json() for path in about] == before
 
 
+def test_a_published_core_is_asked_by_its_name_and_named_as_the_other(lab: Lab) -> None:
+    """Resolved when it is asked: what is published never changes."""
+    page = lab.api.get(f"/distillations/{lab.other}/core").json()
+    published = lab.api.post(f"/cores/{page['core_id']}/publish", json={"name": "lab/tiny-l1"}).json()
+    name = published["published_as"]
+    by_name = lab.queue("logit_lens", core={"name": name})
+    assert by_name["config"]["core"] == {"job": lab.other, "cycle": 2}
+    other = {"kind": "published", "name": name}
+    probe = lab.queue("match", other=other)
+    assert probe["config"]["other"] == {"kind": "cycle", "job": lab.other, "cycle": 2}
+    itself = lab.ask("match", core={"name": name}, other=other)
+    (problem,) = itself.json()["errors"]
+    assert (problem["param"], problem["code"]) == ("other.name", "core_mismatch")
+
+
+def test_an_sae_as_gemma_scope_publishes_it_is_one_upload(lab: Lab) -> None:
+    upload = lab.api.post("/uploads", json={"filename": "params.npz", "size_bytes": 4}).json()
+    put = httpx.put(upload["url"], content=b"abcd", headers=upload["headers"], trust_env=False)
+    assert put.status_code == 200
+    probe = lab.queue("match", other={"kind": "objects", "objects": [{"key": upload["key"]}]})
+    (stored,) = probe["config"]["other"]["objects"]
+    assert (stored["key"], stored["size_bytes"]) == (upload["key"], 4)
+
+
 def test_latents_of_a_folder_of_ones_own_are_matched_by_what_was_uploaded(lab: Lab, tmp_path: Path) -> None:
     keys = []
     for name in SAE_FILES:
@@ -305,6 +338,6 @@ def test_latents_of_a_folder_of_ones_own_are_matched_by_what_was_uploaded(lab: L
         cycle_id = session.scalars(select(Cycle.id).where(Cycle.job_id == probe["id"])).one()
         rows = session.scalars(select(LatentMatch).where(LatentMatch.cycle_id == cycle_id)).all()
     assert rows == []
-    refused = lab.api.post("/uploads", json={"filename": "weights.npz", "size_bytes": 4})
+    refused = lab.api.post("/uploads", json={"filename": "weights.pt", "size_bytes": 4})
     assert refused.status_code == 422
     assert "cfg.json" in refused.json()["errors"][0]["rule"]

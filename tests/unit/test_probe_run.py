@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -191,6 +192,27 @@ def test_a_core_matched_with_its_own_stored_folder_finds_every_latent_in_its_pla
     assert (found["n_tokens"], found["firing_trouble"]) == (500, None)
     assert found["other_says"]["architecture"] == "jumprelu"
     assert report.phases == ["loading", "evaluating", "harvesting"]
+
+
+def test_a_core_matched_with_its_sae_as_gemma_scope_would_publish_it_finds_the_same(model, lab, tmp_path):
+    """Without the decoder's bias in the encoder the same SAE has another bias there."""
+    W_enc, W_dec, b_enc, b_dec, threshold = (
+        load_file(lab / "dst_a.0" / "sae" / "sae_weights.safetensors")[name]
+        for name in ("W_enc", "W_dec", "b_enc", "b_dec", "threshold")
+    )
+    arrays = {"W_enc": W_enc, "W_dec": W_dec, "b_enc": b_enc - b_dec @ W_enc, "b_dec": b_dec}
+    np.savez(
+        tmp_path / "params.npz", threshold=threshold.numpy(), **{n: a.numpy() for n, a in arrays.items()}
+    )
+    other = {"kind": "folder", "path": str(tmp_path / "params.npz")}
+    found, _ = probe(model, lab, tmp_path / "out", "match", other=other, roots=[lab, tmp_path])
+    _, places = stored(lab)
+    assert {each["core_index"]: each["other_index"] for each in found["matches"]} == {
+        index: place["sae_index"] for index, place in enumerate(places)
+    }
+    for each in found["matches"]:
+        assert each["decoder_cosine"] == pytest.approx(1, abs=1e-6)
+        assert each["firing_correlation"] == pytest.approx(1, abs=1e-3)
 
 
 def test_two_jobs_cores_are_matched_by_decoder_one_to_one_with_their_correlation(model, lab, tmp_path):
