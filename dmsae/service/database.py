@@ -164,17 +164,18 @@ def _retried(run: Callable[[], Result]) -> Result:
     for n_tried in range(1, N_TRIES):
         try:
             return run()
-        except DBAPIError as error:
-            if not isinstance(error.orig, RETRIED):
+        except (DBAPIError, psycopg.Error) as error:
+            foreign = _foreign(error)
+            if not isinstance(foreign, RETRIED):
                 raise
-            log.info("transaction_retried", n_tried=n_tried, error=type(error.orig).__name__)
+            log.info("transaction_retried", n_tried=n_tried, error=type(foreign).__name__)
             time.sleep(0.01 * 2**n_tried)
     return run()
 
 
 @contextmanager
 def translated_errors() -> Iterator[None]:
-    """Turn SQLAlchemy's errors into ours, which tell neither SQL nor values.
+    """Turn SQLAlchemy's errors, and its driver's, into ours, which tell neither SQL nor values.
 
     Raises:
         Unavailable: Postgres does not answer, or other transactions stood in the way.
@@ -184,12 +185,17 @@ def translated_errors() -> Iterator[None]:
         yield
     except PoolTimeout as error:
         raise Unavailable("The database has no free connection; try again in a moment.") from error
-    except StatementError as error:
+    except (StatementError, psycopg.Error) as error:
         raise _translate(error) from error
 
 
-def _translate(error: StatementError) -> DmsaeError:
-    foreign = error.orig
+def _foreign(error: StatementError | psycopg.Error) -> BaseException | None:
+    """Give what the driver raised."""
+    return error.orig if isinstance(error, StatementError) else error
+
+
+def _translate(error: StatementError | psycopg.Error) -> DmsaeError:
+    foreign = _foreign(error)
     state = getattr(foreign, "sqlstate", None) or ""
     if isinstance(error, DBAPIError) and error.connection_invalidated:
         return Unavailable("The database connection was lost; try again in a moment.")

@@ -13,12 +13,13 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import NamedTuple
 
-from sqlalchemy import Select, bindparam, case, func, select, update
+from sqlalchemy import Select, Text, bindparam, case, func, select, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
 from dmsae.errors import FieldProblem, InvalidConfig, KeyExpired, KeyRevoked, NotFound, Unauthorized
 from dmsae.service.ids import new_id
+from dmsae.service.prepared import Prepared
 from dmsae.service.tables import ROLES, ApiKey, Owner
 
 OPEN_OWNER = "local"
@@ -30,26 +31,46 @@ PREFIX_LENGTH = 12
 """Of the 49 characters of a key; what is left has more than 200 random bits."""
 USE_NOTED_EVERY = timedelta(minutes=1)
 
-OPEN = select(
-    select(ApiKey.id).exists().label("has_keys"),
-    select(Owner.id).where(Owner.name == OPEN_OWNER).scalar_subquery().label("owner_id"),
+
+class _Open(NamedTuple):
+    """Whether anybody needs a key, and who everyone is without one."""
+
+    has_keys: bool
+    owner_id: str | None
+
+
+class _Proof(NamedTuple):
+    """What is known of a key."""
+
+    id: str
+    key_hash: str
+    role: str
+    owner_id: str
+    name: str
+    is_revoked: bool
+    is_expired: bool
+    is_to_note: bool
+
+
+OPEN = Prepared(
+    select(select(ApiKey.id).exists(), select(Owner.id).where(Owner.name == OPEN_OWNER).scalar_subquery()),
+    _Open._make,
 )
-"""Whether anybody needs a key, and who everyone is without one."""
-PROOF = (
+PROOF = Prepared(
     select(
         ApiKey.id,
         ApiKey.key_hash,
         ApiKey.role,
         ApiKey.owner_id,
         Owner.name,
-        ApiKey.revoked_at.is_not(None).label("is_revoked"),
-        func.coalesce(ApiKey.expires_at <= func.now(), False).label("is_expired"),
-        func.coalesce(ApiKey.last_used_at < func.now() - USE_NOTED_EVERY, True).label("is_to_note"),
+        ApiKey.revoked_at.is_not(None),
+        func.coalesce(ApiKey.expires_at <= func.now(), False),
+        func.coalesce(ApiKey.last_used_at < func.now() - USE_NOTED_EVERY, True),
     )
     .join(Owner, Owner.id == ApiKey.owner_id)
-    .where(ApiKey.key_hash == bindparam("key_hash"))
+    .where(ApiKey.key_hash == bindparam("key_hash", "", Text)),
+    _Proof._make,
 )
-"""What is known of a key. Like the other one asked at every request, so put together once."""
 
 
 @dataclass(frozen=True)
@@ -191,15 +212,15 @@ def identify(session: Session, plaintext: str | None, *, is_key_required: bool) 
     """
     if plaintext is not None:
         return _prove(session, _hash(plaintext))
-    found = session.execute(OPEN).one()
-    if is_key_required or found.has_keys:
+    found = OPEN.find(session)
+    if is_key_required or found is None or found.has_keys:
         raise Unauthorized()
     owner_id = found.owner_id or ensure_owner(session, OPEN_OWNER).id
     return Caller(owner_id, OPEN_OWNER, role="admin", key_id=None)
 
 
 def _prove(session: Session, key_hash: str) -> Caller:
-    found = session.execute(PROOF, {"key_hash": key_hash}).one_or_none()
+    found = PROOF.find(session, key_hash=key_hash)
     if found is None or not hmac.compare_digest(found.key_hash, key_hash):
         raise Unauthorized("This API key is not known.")
     if found.is_revoked:

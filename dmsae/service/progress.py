@@ -1,17 +1,32 @@
 """How far is a job, how long will it still take, and why does it wait?"""
 
-from collections.abc import Mapping, Sequence
+from collections import namedtuple
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from typing import Any, NamedTuple
+from typing import cast as typed
 
-from sqlalchemy import ARRAY, BigInteger, Double, Select, Text, bindparam, cast, func, select, true
+from sqlalchemy import (
+    ARRAY,
+    BigInteger,
+    Double,
+    Select,
+    Text,
+    bindparam,
+    cast,
+    func,
+    literal_column,
+    select,
+    true,
+)
 from sqlalchemy.dialects.postgresql import JSONB, aggregate_order_by
 from sqlalchemy.orm import Session
 
-from dmsae.service.queue_snapshots import Place, find_places
+from dmsae.service.prepared import Prepared
+from dmsae.service.queue_snapshots import PLACE, Place, find_places
 from dmsae.service.tables import FINAL_JOB_STATES, Artifact, Attempt, Cycle, Event, Job, Owner
-from dmsae.service.waiting import Standing, look, say_why
+from dmsae.service.waiting import STANDING, Standing, look, say_why, standing_of
 
 MODEL_NAMES = ("id", "name", "path")
 """Which setting of a model's source names it; each source has one of them."""
@@ -97,16 +112,19 @@ _TOLD = select(func.jsonb_agg(aggregate_order_by(Event.data, Event.seq), type_=J
 )
 
 
+_JOB = tuple(Job.__table__.c)
+_OF_JOB = (
+    *(*_COUNTS.c, *_CURRENT.c),
+    *(Attempt.number, Attempt.phase, Attempt.progress, Attempt.progress_at, Attempt.opened_at),
+    *(Owner.name.label("owner"), func.clock_timestamp().label("now")),
+    *(_STORED.scalar_subquery().label("stored_bytes"), _TOLD.scalar_subquery().label("told")),
+)
+"""All that is shown of a job beside its own columns, but for where and why it waits."""
+
+
 def _seen(*what: Any) -> Select[Any]:
-    """Give the query for jobs with all that is shown of them but why they wait: a row for each."""
     return (
-        select(
-            *what,
-            *(*_COUNTS.c, *_CURRENT.c),
-            *(Attempt.number, Attempt.phase, Attempt.progress, Attempt.progress_at, Attempt.opened_at),
-            *(Owner.name.label("owner"), func.now().label("now")),
-            *(_STORED.scalar_subquery().label("stored_bytes"), _TOLD.scalar_subquery().label("told")),
-        )
+        select(*what, *_OF_JOB)
         .select_from(Job)
         .join(Owner, Owner.id == Job.owner_id)
         .join(_COUNTS, true())
@@ -115,15 +133,47 @@ def _seen(*what: Any) -> Select[Any]:
     )
 
 
-ONE = _seen(Job).where(Job.id == bindparam("job_id")).execution_options(populate_existing=True)
-"""A job, and what is shown of it: in one statement, since nothing is asked for more often."""
+_LINE = (*PLACE.c, literal_column(f"CASE WHEN current.state = 'queued' THEN {STANDING} END"))
+_JobRow = namedtuple("_JobRow", [column.key for column in _JOB])  # type: ignore[misc]
+_Row = namedtuple("_Row", [column.key for column in _OF_JOB])  # type: ignore[misc]
+
+
+class _Seen(NamedTuple):
+    """A job, and what is shown of it."""
+
+    job: Job
+    """Its row, to be read."""
+    row: Any
+    place: Place | None
+    standing: Standing | None
+    """Null unless it waits."""
+
+    @classmethod
+    def of(cls, values: Iterable[Any]) -> "_Seen":
+        """Take apart what `ONE` gave."""
+        columns = tuple(values)
+        job, rest = columns[: len(_JOB)], columns[len(_JOB) :]
+        *place, standing = rest[: len(_LINE)]
+        row: Any = _Row._make(rest[len(_LINE) :])
+        return cls(
+            typed("Job", _JobRow._make(job)),
+            row,
+            None if place[0] is None else Place(*place),
+            None if standing is None else standing_of(row.now, standing),
+        )
+
+
+ONE = Prepared(
+    _seen(*_JOB, *_LINE).outerjoin(PLACE, true()).where(Job.id == bindparam("job_id", "", Text)), _Seen.of
+)
+"""A job with all that is shown of it: one statement, since nothing is asked for more often."""
 MANY = _seen(Job.id.label("job_id")).where(Job.id == func.any(bindparam("job_ids", type_=ARRAY(Text))))
 
 
 def find_view(session: Session, job_id: str) -> JobView | None:
     """Show a job with its progress, a deleted one too; None if there is none."""
-    row = session.execute(ONE, {"job_id": job_id}).one_or_none()
-    return None if row is None else _view(row.Job, row, _look_at_line(session, [row]))
+    found = ONE.find(session, job_id=job_id)
+    return None if found is None else _view(*found)
 
 
 def view_jobs(session: Session, jobs: Sequence[Job]) -> list[JobView]:
@@ -131,8 +181,10 @@ def view_jobs(session: Session, jobs: Sequence[Job]) -> list[JobView]:
     if not jobs:
         return []
     rows = {row.job_id: row for row in session.execute(MANY, {"job_ids": [job.id for job in jobs]})}
-    line = _look_at_line(session, list(rows.values()))
-    return [_view(job, rows[job.id], line) for job in jobs]
+    queued = [row.id for row in rows.values() if row.state == "queued"]
+    places = find_places(session, queued)
+    standing = look(session) if queued else None
+    return [_view(job, rows[job.id], places.get(rows[job.id].id), standing) for job in jobs]
 
 
 def view_queued(job: Job, cycle: Any, *, n_cycles: int, owner: str, standing: Standing) -> JobView:
@@ -153,22 +205,7 @@ def view_queued(job: Job, cycle: Any, *, n_cycles: int, owner: str, standing: St
     return JobView(job, owner, progress, reason, stored_bytes=0, in_use=None)
 
 
-@dataclass(frozen=True)
-class _Line:
-    """What is known of the queue."""
-
-    places: Mapping[str, Place]
-    standing: Standing
-
-
-def _look_at_line(session: Session, rows: Sequence[Any]) -> _Line | None:
-    """Take in the queue, if any of these jobs waits in it."""
-    queued = [row.id for row in rows if row.state == "queued"]
-    return _Line(find_places(session, queued), look(session)) if queued else None
-
-
-def _view(job: Job, row: Any, line: _Line | None) -> JobView:
-    place = line.places.get(row.id) if line is not None else None
+def _view(job: Job, row: Any, place: Place | None, standing: Standing | None) -> JobView:
     progress = Progress(
         n_cycles=row.n_cycles,
         n_cycles_done=row.n_done,
@@ -181,7 +218,7 @@ def _view(job: Job, row: Any, line: _Line | None) -> JobView:
         starts_in_s=None if place is None else place.starts_in_s,
         queue_seen_at=None if place is None else place.taken_at,
     )
-    reason = _reason(job, row, place, line)
+    reason = _reason(job, row, place, standing)
     return JobView(job, row.owner, progress, reason, row.stored_bytes or 0, _in_use(row.told or ()))
 
 
@@ -204,11 +241,11 @@ def _time_left_s(row: Any) -> float | None:
     return float(cycle_left_s + mean_s * row.n_waiting)
 
 
-def _reason(job: Job, row: Any, place: Place | None, line: _Line | None) -> str | None:
+def _reason(job: Job, row: Any, place: Place | None, standing: Standing | None) -> str | None:
     if job.state in FINAL_JOB_STATES or row.id is None:
         return job.state_reason
     if job.state == "cancelling":
         return job.state_reason or "It is cancelled once its trainer has stopped."
-    if row.state == "running" or line is None:
+    if row.state == "running" or standing is None:
         return job.state_reason
-    return say_why(row, line.standing, place, is_held=job.held)
+    return say_why(row, standing, place, is_held=job.held)

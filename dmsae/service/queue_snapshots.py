@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any, NamedTuple
 
-from sqlalchemy import delete, func, lateral, select, text, true
+from sqlalchemy import TIMESTAMP, Double, Integer, delete, func, lateral, select, text, true
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
@@ -189,12 +189,27 @@ class Place(NamedTuple):
     taken_at: datetime
 
 
+_START = (
+    "CASE WHEN {0} IS NOT NULL"
+    " THEN greatest(0, {0} - extract(epoch FROM clock_timestamp() - s.taken_at)::float8) END AS starts_in_s"
+)
 PLACES = text(
-    "SELECT place.id, place.number - 1 AS position, s.taken_at, CASE WHEN place.starts_in_s IS NOT NULL"
-    " THEN greatest(0, place.starts_in_s - extract(epoch FROM clock_timestamp() - s.taken_at)::float8)"
-    " END AS starts_in_s FROM queue_snapshots s, unnest(s.cycle_ids, s.starts_in_s)"
+    f"SELECT place.id, place.number - 1 AS position, s.taken_at, {_START.format('place.starts_in_s')}"  # noqa: S608
+    " FROM queue_snapshots s, unnest(s.cycle_ids, s.starts_in_s)"
     " WITH ORDINALITY AS place (id, starts_in_s, number) WHERE place.id = ANY(:ids)"
 )
+PLACE = (
+    text(
+        f"SELECT p.number - 1 AS position, {_START.format('s.starts_in_s[p.number]')}, s.taken_at"  # noqa: S608
+        " FROM queue_snapshots s CROSS JOIN LATERAL ("
+        "  SELECT array_position(s.cycle_ids, current.id) AS number OFFSET 0) p"
+        " WHERE current.state = 'queued' AND s.resource_class = current.resource_class"
+        " AND p.number IS NOT NULL"
+    )
+    .columns(position=Integer, starts_in_s=Double, taken_at=TIMESTAMP(timezone=True))
+    .lateral("place")
+)
+"""The `Place` of one cycle, which the query around it names `current`."""
 
 
 def find_places(session: Session, cycle_ids: Sequence[str]) -> dict[str, Place]:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, NamedTuple
 
-from sqlalchemy import text
+from sqlalchemy import JSON, func, literal_column, select
 from sqlalchemy.orm import Session
 
 from dmsae.service.queue_snapshots import Place
@@ -16,20 +16,21 @@ A_MOMENT_S = 15.0
 """Within which a free worker looks for work, whether it is woken or not."""
 UNITS = ((86_400, "days"), (3600, "h"), (60, "min"))
 
-STANDING = text(
-    "SELECT clock_timestamp() AS now,"
-    " (SELECT json_build_array(p.reason) FROM queue_pauses p) AS pause,"
+STANDING = (
+    "json_build_array("  # noqa: S608 - put together from constants
+    " (SELECT json_build_array(p.reason) FROM queue_pauses p),"
     " (SELECT coalesce(json_agg(json_build_array("
     "   w.id, w.resource_class, w.memory_bytes, w.cache_keys, a.cache_key) ORDER BY w.id), '[]')"
     "  FROM workers w LEFT JOIN attempts a ON a.worker_id = w.id AND a.outcome IS NULL"
     "  WHERE w.stopped_at IS NULL AND w.draining_at IS NULL"
-    "  AND w.last_seen_at > clock_timestamp() - :alive) AS workers,"
+    f"  AND w.last_seen_at > clock_timestamp() - interval '{ALIVE.total_seconds()} s'),"
     " (SELECT coalesce(json_object_agg(o.id, json_build_array(o.name, r.n_running, o.max_running)), '{}')"
     "  FROM owners o CROSS JOIN LATERAL ("
     "   SELECT count(*) AS n_running FROM attempts a WHERE a.outcome IS NULL AND a.owner_id = o.id) r"
-    "  WHERE r.n_running >= o.max_running) AS full_owners"
+    "  WHERE r.n_running >= o.max_running))"
 )
-"""All of it in one statement: every job that is shown waiting asks for it."""
+"""All that decides over queued cycles as one value, which goes along with a job that is shown waiting."""
+LOOK = select(func.clock_timestamp(), literal_column(STANDING, JSON))
 
 
 class LiveWorker(NamedTuple):
@@ -74,12 +75,17 @@ class Standing:
 
 def look(session: Session) -> Standing:
     """Take in the queue and its workers."""
-    seen = session.execute(STANDING, {"alive": ALIVE}).one()
+    return standing_of(*session.execute(LOOK).one())
+
+
+def standing_of(now: datetime, seen: Sequence[Any]) -> Standing:
+    """Make it of what Postgres gave for `STANDING`."""
+    pause, workers, full_owners = seen
     return Standing(
-        now=seen.now,
-        pause=None if seen.pause is None else Pause(*seen.pause),
-        workers=[LiveWorker(*worker) for worker in seen.workers],
-        full_owners={owner_id: FullOwner(*owner) for owner_id, owner in seen.full_owners.items()},
+        now=now,
+        pause=None if pause is None else Pause(*pause),
+        workers=[LiveWorker(*worker) for worker in workers],
+        full_owners={owner_id: FullOwner(*owner) for owner_id, owner in full_owners.items()},
     )
 
 

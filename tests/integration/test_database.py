@@ -6,12 +6,13 @@ import time
 from collections.abc import Callable
 
 import pytest
-from sqlalchemy import select, text, update
+from sqlalchemy import BigInteger, Text, bindparam, cast, func, select, text, update
 from sqlalchemy.orm import Session
 
 from dmsae.errors import DatabaseRefused, DmsaeError, Unavailable
 from dmsae.service.database import Database, wake_after_commit
 from dmsae.service.leadership import Leadership
+from dmsae.service.prepared import Prepared
 from dmsae.service.tables import Owner
 from tests.planting import plant_owner
 
@@ -51,6 +52,18 @@ def test_what_postgres_refuses_is_told_without_statement_or_values(
     assert not [text for text in told if SECRET in text]
     with pytest.raises(DatabaseRefused), database.session_scope() as session:
         use_case(session)
+
+
+def test_what_the_driver_sends_itself_fails_as_all_else_does_and_is_sent_again(database: Database) -> None:
+    given = Prepared(select(cast(bindparam("given", "", Text), BigInteger)), tuple)
+    with pytest.raises(DatabaseRefused) as caught:
+        database.run_alone(lambda session: given.find(session, given=SECRET))
+    assert SECRET not in str(caught.value)
+    ended = select(func.pg_terminate_backend(func.pg_backend_pid()))
+    for run in (database.run, database.run_alone):
+        with pytest.raises(Unavailable):
+            run(lambda session: Prepared(ended, tuple).find(session))
+        assert run(lambda session: given.find(session, given="7")) == (7,)
 
 
 @pytest.mark.parametrize("state", ["25006", "53100", "57P01", "55P03"])

@@ -8,8 +8,8 @@ from datetime import UTC, datetime
 from typing import Any
 
 import httpx
+import psycopg
 import pytest
-from sqlalchemy import Engine, event
 
 from api import event_streams
 from api.schemas import EventOut
@@ -20,23 +20,23 @@ from tests.serving import served
 
 MOST_TO_SUBMIT = 7
 """Who asks, the owner's limits, who did the same, jobs, cycles, first events, and why the job waits."""
-MOST_TO_SHOW = 4
-"""Who asks, the job, its place in line, and why it waits."""
+MOST_TO_SHOW = 2
+"""Who asks, and the job with its place in line and all that says why it waits."""
 
 
 @contextmanager
 def counted() -> Iterator[list[str]]:
-    """Note the statements that this process sends through its engines."""
+    """Note the statements that this process sends, as the driver gets them."""
     sent: list[str] = []
+    real = psycopg.Cursor.execute
 
-    def note(_connection: Any, _cursor: Any, statement: str, *_: Any) -> None:
+    def noting(cursor: psycopg.Cursor, statement: str, *args: Any, **options: Any) -> psycopg.Cursor:
         sent.append(statement)
+        return real(cursor, statement, *args, **options)
 
-    event.listen(Engine, "before_cursor_execute", note)
-    try:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(psycopg.Cursor, "execute", noting)
         yield sent
-    finally:
-        event.remove(Engine, "before_cursor_execute", note)
 
 
 @pytest.fixture
@@ -52,7 +52,7 @@ def test_a_submission_takes_as_many_statements_whatever_it_makes(
 ) -> None:
     with counted() as sent:
         assert api.post("/distillations", json={"preset": "demo", **body}).status_code == 202
-    assert len(sent) <= MOST_TO_SUBMIT, sent
+    assert 0 < len(sent) <= MOST_TO_SUBMIT, sent
 
 
 def test_a_new_job_is_answered_as_it_is_shown_afterwards_and_shown_by_few_statements(
@@ -63,11 +63,11 @@ def test_a_new_job_is_answered_as_it_is_shown_afterwards_and_shown_by_few_statem
         shown = api.get(f"/jobs/{made['id']}")
     assert shown.json() == made
     assert shown.headers["ETag"] == f'"{made["version"]}"'
-    assert len(sent) <= MOST_TO_SHOW, sent
+    assert 0 < len(sent) <= MOST_TO_SHOW, sent
     api.post(f"/jobs/{made['id']}/cancel").raise_for_status()
     with counted() as sent:
         assert api.get(f"/jobs/{made['id']}").json()["state"] == "cancelled"
-    assert len(sent) <= MOST_TO_SHOW - 2, sent
+    assert 0 < len(sent) <= MOST_TO_SHOW, sent
 
 
 def test_an_event_is_put_into_words_once_for_all_who_watch(monkeypatch: pytest.MonkeyPatch) -> None:
