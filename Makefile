@@ -1,6 +1,6 @@
 # Two commands for a fresh machine: `make demo` and `make test`. `make help` lists the rest.
 .DEFAULT_GOAL := help
-.PHONY: help demo docs test check lint types contracts interop browser faults fuzz contract kernels wheels bench experiment clean
+.PHONY: help demo docs test check lint types contracts peers interop browser faults fuzz contract triton kernels wheels bench experiment clean
 
 VENV ?= .venv
 PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do \
@@ -8,6 +8,7 @@ PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do \
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 PYTEST_ARGS ?= --numprocesses 2
+unexport PYTHONDONTWRITEBYTECODE  # some set it: then each of the tests' processes would compile our modules anew
 
 help:  ## Say what each command does
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -48,22 +49,27 @@ types: $(VENV)/.dev  ## Check types, strictly
 contracts: $(VENV)/.dev  ## Check which room may import which
 	$(BIN)/lint-imports
 
-interop: $(VENV)/.dev  ## Open our folders in SAELens and dictionary_learning, in an environment of their own
+peers: $(VENV)/.dev
 	$(BIN)/python -m tests.interop.environment
+
+interop: peers  ## Open our folders in SAELens and dictionary_learning, in an environment of their own
 	DMSAE_INTEROP=required $(BIN)/python -m pytest tests/interop
 
-kernels: $(VENV)/.dev  ## Try the GPU's kernels out on the CPU, in Triton's interpreter
+triton: $(VENV)/.dev
 	$(BIN)/python -m tests.gpu.triton_folder
+
+kernels: triton  ## Try the GPU's kernels out on the CPU, in Triton's interpreter
 	DMSAE_KERNELS=required $(BIN)/python -m pytest tests/unit/test_gpu_kernels.py
 
 browser: $(VENV)/.dev  ## Drive the web page in this machine's Chromium (without one: skipped; CI=true: fails)
 	$(BIN)/python -m pytest tests/browser
 
-check: lint types contracts interop kernels  ## All of the above, and the tests with branch coverage
-	$(MAKE) test PYTEST_ARGS="--ignore=tests/interop --ignore=tests/unit/test_gpu_kernels.py --cov --cov-report=term-missing:skip-covered $(PYTEST_ARGS)"
+check: $(VENV)/.dev  ## All of the above, and the tests with branch coverage
+	$(MAKE) --jobs 2 lint types contracts peers triton
+	DMSAE_INTEROP=required DMSAE_KERNELS=required $(MAKE) test PYTEST_ARGS="--cov --cov-report=term-missing:skip-covered $(PYTEST_ARGS)"
 
 faults: $(VENV)/.dev  ## Pass the fault tests, with 200 kills at random moments (up to 45 minutes)
-	DMSAE_FAULTS=full DMSAE_FAULT_KILLS=200 $(BIN)/python -m pytest tests/faults
+	DMSAE_FAULTS=full DMSAE_FAULT_KILLS=200 $(BIN)/python -m pytest tests/faults tests/e2e/test_endings.py
 
 fuzz: $(VENV)/.dev  ## Send thousands of hostile and made-up requests to every call (EXAMPLES=200 of each kind)
 	DMSAE_FUZZ=$(or $(EXAMPLES),200) $(BIN)/python -m pytest tests/integration/test_api_fuzz.py tests/integration/test_api_corpus.py

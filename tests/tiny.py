@@ -175,6 +175,16 @@ def tiny_config(model_path: Path, **overrides: dict[str, Any]) -> dict[str, Any]
     return copy.deepcopy(config)
 
 
+def uncompiled_config(model_path: Path, **overrides: Any) -> dict[str, Any]:
+    """Give the same settings with the plain step: each trainer's process would compile the fast one anew.
+
+    That takes more than all else a tiny cycle does. For tests of what is around a trainer.
+    """
+    config = tiny_config(model_path, **overrides)
+    config["training"].setdefault("step", "plain")
+    return config
+
+
 def tiny_spec(
     model_path: Path, *, cycle_index: int = 0, job_id: str = "dst_tiny", **overrides: Any
 ) -> dict[str, Any]:

@@ -12,8 +12,8 @@ from tests.fake_hub import FakeHub, fake_hub
 from tests.serving import fresh_database
 from tests.tiny import save_tiny_model
 
-TWIN: dict[str, Any] = {"n_cycles": 3, "seed": 11, "training": {"n_tokens": 65_536, "epochs": 3}}
-"""A distillation that trains for a second or so a cycle: long enough to be hit in the middle."""
+TWIN: dict[str, Any] = {"n_cycles": 3, "seed": 11, "training": {"n_tokens": 131_072, "epochs": 6}}
+"""A distillation that trains for a second or two a cycle: long enough to be hit in the middle."""
 
 
 HUB_TOKEN = "hf_ofNoRealHubAtAll0123456789"

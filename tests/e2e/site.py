@@ -13,7 +13,7 @@ from typing import Any
 import httpx
 import psutil
 
-from tests.tiny import tiny_config
+from tests.tiny import uncompiled_config
 
 ROOT = Path(__file__).parents[2]
 FINAL = ("succeeded", "failed", "cancelled")
@@ -76,7 +76,7 @@ class Site:
 
     def submit(self, **overrides: Any) -> str:
         """Submit a distillation of seconds and give its id."""
-        answer = self.http.post("/distillations", json=tiny_config(self.model, **overrides))
+        answer = self.http.post("/distillations", json=uncompiled_config(self.model, **overrides))
         assert answer.status_code == 202, answer.text
         assert answer.headers["Location"] == f"/jobs/{answer.json()['id']}"
         return str(answer.json()["id"])

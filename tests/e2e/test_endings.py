@@ -9,20 +9,18 @@ import pytest
 
 from tests.e2e.conftest import TWIN
 from tests.e2e.site import Site
+from tests.faults.crew import in_full
 
 LONG: dict[str, Any] = {"training": {"n_tokens": None, "epochs": 200}}
 """A cycle that would train for minutes."""
 
 
 UNABLE: dict[str, tuple[dict[str, Any], str]] = {
-    "attribution": ({"attribution": {"n_tokens": 10_000_000}}, "dataset_exhausted"),
-    "evaluation": ({"evaluation": {"n_tokens": 10_000_000}}, "dataset_exhausted"),
-    "training": ({"training": {"n_tokens": 10_000_000}}, "dataset_exhausted"),
-    "batch": ({"training": {"n_tokens": None, "batch_tokens": 1_000_000}}, "dataset_exhausted"),
+    "too little text": ({"attribution": {"n_tokens": 10_000_000}}, "dataset_exhausted"),
     "missing model": ({"model": {"source": "local", "path": "nowhere"}}, "model_not_found"),
     "broken model": ({"model": {"source": "local", "path": "broken.gguf"}}, "model_unreadable"),
 }
-"""What only the worker can see, and the code under which it must tell."""
+"""What only the worker can see, and the code under which it must tell; `unit/test_cycle.py` has more."""
 
 
 @pytest.fixture(scope="module")
@@ -51,15 +49,14 @@ def test_what_only_the_worker_can_see_fails_within_seconds_under_its_code(
     assert (closed - opened).total_seconds() < 60
 
 
-@pytest.mark.parametrize("name", ["attribution", "evaluation", "training", "batch"])
-def test_too_little_text_is_told_with_the_counts(failed: dict[str, dict[str, Any]], name: str) -> None:
-    assert "tokens" in failed[name]["error"]["message"]
+def test_too_little_text_is_told_with_the_counts(failed: dict[str, dict[str, Any]]) -> None:
+    assert "tokens" in failed["too little text"]["error"]["message"]
 
 
 def test_a_failed_cycle_skips_the_later_ones_and_is_not_tried_again(
     site: Site, failed: dict[str, dict[str, Any]]
 ) -> None:
-    cycles = site.get(f"/distillations/{failed['attribution']['id']}/cycles")["items"]
+    cycles = site.get(f"/distillations/{failed['too little text']['id']}/cycles")["items"]
     assert [cycle["state"] for cycle in cycles] == ["failed", "skipped", "skipped"]
     assert cycles[0]["n_attempts"] == 1
 
@@ -78,7 +75,10 @@ def test_cancelling_a_running_cycle_ends_its_trainer_within_10_s(site: Site) -> 
     assert again.json()["state"] == "cancelled"
 
 
-@pytest.mark.parametrize(("victim", "n_cycles"), [("trainer", 1), ("supervisor", 1), ("worker", 2)])
+@pytest.mark.parametrize(
+    ("victim", "n_cycles"),
+    [pytest.param("trainer", 1, marks=in_full), pytest.param("supervisor", 1, marks=in_full), ("worker", 2)],
+)
 def test_a_kill_in_the_middle_of_a_cycle_costs_time_and_nothing_else(
     site: Site, twins: list[str], victim: str, n_cycles: int
 ) -> None:

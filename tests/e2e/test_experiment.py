@@ -6,13 +6,13 @@ from dmsae.client.client import Client
 from experiments import figures, jobs, report, results
 from experiments.plan import Plan
 from tests.e2e.site import Site
-from tests.tiny import tiny_config
+from tests.tiny import uncompiled_config
 
 
 def test_an_experiment_runs_to_its_report_and_finds_what_was_done_before(site: Site, tmp_path: Path) -> None:
     plan = Plan(
         name="tiny",
-        base=tiny_config(site.model, n_cycles=1),
+        base=uncompiled_config(site.model, n_cycles=1),
         core_sparsities=("batch_topk",),
         seeds=(0,),
         ks=(4,),

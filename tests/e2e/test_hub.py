@@ -13,7 +13,7 @@ import zstandard
 from tests.e2e.conftest import HUB_TOKEN
 from tests.e2e.site import Site
 from tests.fake_hub import REVISION, FakeHub
-from tests.tiny import tiny_config
+from tests.tiny import uncompiled_config
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +24,7 @@ def config(site: Site, hub: FakeHub, tmp_path_factory: pytest.TempPathFactory) -
     text = write_text(tmp_path_factory.mktemp("text"))
     hub.add("lab/topics", text, kind="datasets").needs_token = True
     few = {"training": {"n_tokens": 4096}, "attribution": {"n_tokens": 500}, "evaluation": {"n_tokens": 500}}
-    config = tiny_config(site.model, n_cycles=2, **few)
+    config = uncompiled_config(site.model, n_cycles=2, **few)
     config["model"] = {"source": "hub", "id": "lab/tiny", "revision": REVISION}
     files = ["data/*.parquet", "data/*.zst"]
     config["data"]["text"] = {"source": "hub", "id": "lab/topics", "revision": REVISION, "files": files}

@@ -8,7 +8,7 @@ import pytest
 from safetensors.torch import load_file
 
 from tests.e2e.site import Site
-from tests.tiny import tiny_config
+from tests.tiny import uncompiled_config
 
 
 class Done(NamedTuple):
@@ -87,7 +87,7 @@ def test_a_job_that_trainings_refer_to_may_be_asked_for_its_core_as_before(site:
 
 
 def test_two_chains_are_matched_once_both_have_ended(site: Site) -> None:
-    answer = post(site, "/distillations", **tiny_config(site.model, n_cycles=1, chains=2))
+    answer = post(site, "/distillations", **uncompiled_config(site.model, n_cycles=1, chains=2))
     group = answer.json()
     assert answer.headers["Location"] == f"/groups/{group['group_id']}"
     ids = [job["id"] for job in group["jobs"]]

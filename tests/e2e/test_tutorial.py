@@ -10,7 +10,7 @@ import pytest
 
 from tests.e2e.site import Site
 from tests.pages import ROOT, Block, read_page
-from tests.tiny import tiny_config
+from tests.tiny import uncompiled_config
 
 TUTORIAL = read_page(ROOT / "docs" / "handbook" / "tutorial.md")
 RUN = [block for block in TUTORIAL.blocks if block.language in ("sh", "python")]
@@ -31,7 +31,7 @@ def outputs(site: Site, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     folder = tmp_path_factory.mktemp("tutorial")
     head, *rest = [f"echo '{MARK}'\n{in_shell(block)}" for block in RUN]
     script = "\n".join(["set -euo pipefail", head, MAKE_TINY, *rest])
-    settings = tiny_config(site.model, n_cycles=2, seed=1)
+    settings = uncompiled_config(site.model, n_cycles=2, seed=1)
     env = {
         **site.env,
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",

@@ -7,7 +7,7 @@ from typing import Any
 import httpx
 
 from tests.e2e.site import Site, wait_for
-from tests.tiny import tiny_config
+from tests.tiny import uncompiled_config
 
 
 def upload(site: Site, filename: str, content: bytes) -> str:
@@ -24,7 +24,7 @@ def test_a_distillation_of_an_uploaded_text_and_its_end(site: Site) -> None:
     rows: list[Any] = [*({"text": passage} for passage in passages), {"text": None}, {"text": 7}]
     key = upload(site, "topics.jsonl", "".join(json.dumps(row) + "\n" for row in rows).encode())
     few = {"training": {"n_tokens": 4096}, "attribution": {"n_tokens": 500}, "evaluation": {"n_tokens": 500}}
-    config = tiny_config(site.model, n_cycles=2, **few)
+    config = uncompiled_config(site.model, n_cycles=2, **few)
     config["data"]["text"] = {"source": "objects", "objects": [{"key": key}]}
     answer = site.http.post("/distillations", json=config)
     assert answer.status_code == 202, answer.text
