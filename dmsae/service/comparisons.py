@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from sqlalchemy import func, or_, select
+from sqlalchemy import Integer, func, literal_column, or_, select
 from sqlalchemy.orm import Session
 
 from dmsae.errors import FieldProblem, InvalidConfig
@@ -17,7 +17,7 @@ from dmsae.figures.comparison import MEASURES, Compared, CompareData, Missing, O
 from dmsae.service.arms import Arm, Settings, arm_of, digest_of, settings_of, setup_labels
 from dmsae.service.figure_data import NothingToDraw
 from dmsae.service.jobs import find_job
-from dmsae.service.tables import Cycle, Job
+from dmsae.service.tables import CONTROL_KEYS, IS_CONTROL, Cycle, Job
 
 MOST_JOBS = 500
 """Jobs of one comparison, those of groups counted; and as many controls beside them."""
@@ -130,14 +130,11 @@ def _find_controls(session: Session, needs: Sequence[_Need], *, but: Sequence[st
     """Find finished trainings without a core that are as wide as what is compared, and otherwise the same."""
     if not needs:
         return []
-    core = Job.config["core"]
+    n_matched, k = (literal_column(key, Integer) for key in CONTROL_KEYS)
     query = select(Job).where(
-        Job.kind == "training",
-        Job.state == "succeeded",
-        Job.deleted_at.is_(None),
-        core["kind"].astext == "none",
-        core["n_matched"].as_integer().in_([need.n_matched for need in needs]),
-        Job.config["sae"]["k"].as_integer().in_([need.k for need in needs]),
+        IS_CONTROL,
+        n_matched.in_({need.n_matched for need in needs}),
+        k.in_({need.k for need in needs}),
         Job.id.not_in(but),
     )
     jobs = session.scalars(query.order_by(Job.created_at, Job.id))

@@ -9,7 +9,7 @@ import json
 from collections.abc import Iterable
 from typing import Any
 
-from sqlalchemy import ARRAY, Text, bindparam, func, select
+from sqlalchemy import ARRAY, Text, bindparam, func, select, true
 from sqlalchemy.orm import Session
 
 from dmsae.config import SPEC_VERSION, CycleConfig
@@ -25,14 +25,17 @@ _OTHER_CODE = select(Cycle.id).where(
     Cycle.state == "succeeded",
     Cycle.code_version.is_distinct_from(bindparam("code")),
 )
-IDENTICAL = (
-    select(Job.config_digest, Job.id)
-    .where(
-        Job.config_digest == func.any(bindparam("digests", type_=ARRAY(Text))),
-        *(Job.state == "succeeded", IS_REPEATABLE, ~_OTHER_CODE.exists()),
-    )
-    .order_by(Job.finished_at, Job.id)
+_UNNESTED = func.unnest(bindparam("digests", type_=ARRAY(Text)))
+_GIVEN = _UNNESTED.table_valued("digest").render_derived(name="given")
+_LAST = (
+    select(Job.id)
+    .where(Job.config_digest == _GIVEN.c.digest, IS_REPEATABLE, ~_OTHER_CODE.exists())
+    .order_by(Job.finished_at.desc(), Job.id.desc())
+    .limit(1)
+    .lateral("last")
 )
+IDENTICAL = select(_GIVEN.c.digest, _LAST.c.id).join_from(_GIVEN, _LAST, true())
+"""The last of each digest is the first that an index gives, however many there are."""
 
 
 def config_digest(config: CycleConfig) -> str | None:
@@ -49,4 +52,4 @@ def find_identical(session: Session, digests: Iterable[str | None]) -> dict[str,
     if not wanted:
         return {}
     given = {"digests": sorted(wanted), "code": code_version()}
-    return {str(row.config_digest): row.id for row in session.execute(IDENTICAL, given)}
+    return {row.digest: row.id for row in session.execute(IDENTICAL, given)}

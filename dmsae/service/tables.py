@@ -73,7 +73,12 @@ CLAIM_INDEXES = {
 }
 """What `claim_cycle` walks along, to find the best cycle of an owner without looking at the others."""
 IS_UNPURGED = text("deleted_at IS NOT NULL AND purged_at IS NULL")
-IS_REPEATABLE = text("deleted_at IS NULL")
+IS_REPEATABLE = text("state = 'succeeded' AND deleted_at IS NULL")
+IS_CONTROL = text(
+    "kind = 'training' AND state = 'succeeded' AND deleted_at IS NULL AND config #>> '{core,kind}' = 'none'"
+)
+CONTROL_KEYS = ("((config #>> '{core,n_matched}')::integer)", "((config #>> '{sae,k}')::integer)")
+"""How many latents of a core a width-matched control stands for, and its k: so comparisons look for it."""
 HAS_TAGS = text("tags <> '{}'")
 IS_UNCLEARED = text("outcome <> 'succeeded' AND cleared_at IS NULL")
 
@@ -140,7 +145,8 @@ class Job(Table):
         Index("ix_jobs_group_id", "group_id", postgresql_where=text("group_id IS NOT NULL")),
         Index("ix_jobs_tags", "tags", postgresql_using="gin", postgresql_where=HAS_TAGS),
         Index("ix_jobs_unpurged", "deleted_at", postgresql_where=IS_UNPURGED),
-        Index("ix_jobs_repeatable", "config_digest", postgresql_where=IS_REPEATABLE),
+        Index("ix_jobs_repeatable", "config_digest", "finished_at", "id", postgresql_where=IS_REPEATABLE),
+        Index("ix_jobs_controls", *map(text, CONTROL_KEYS), postgresql_where=IS_CONTROL),
     )
 
     id: Mapped[str] = mapped_column(primary_key=True)

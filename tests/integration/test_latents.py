@@ -1,18 +1,18 @@
 """Latents of the whole lab, found by every filter in every order, and the story of one."""
 
 import random
-import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from itertools import count
 from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from sqlalchemy import event, insert, select
+from sqlalchemy import insert, select
 from sqlalchemy.orm import Session
 
 from bench.lineage_rows import Shape, plant
+from bench.plans import plans_of, read_whole
 from dmsae.errors import BadRequest, InvalidConfig, NotFound
 from dmsae.service import latent_stories, latents
 from dmsae.service.core_tables import SORT_KEYS, CoreDrop, LatentMatch
@@ -198,22 +198,6 @@ def many(services: RunningServices) -> Iterator[Database]:
         database.dispose()
 
 
-def plans_of(database: Database, ask: Callable[[Session], object]) -> list[str]:
-    """How Postgres does each thing that a use case asks it, with these very values."""
-    asked: list[tuple[str, Any]] = []
-    with database.session_scope() as session:
-        connection = session.connection()
-        listener = lambda _c, _cur, statement, values, *_: asked.append((statement, values))  # noqa: E731
-        event.listen(connection, "before_cursor_execute", listener)
-        ask(session)
-        event.remove(connection, "before_cursor_execute", listener)
-        with session.connection().connection.cursor() as cursor:
-            return [
-                "\n".join(line for (line,) in cursor.execute(f"EXPLAIN {statement}", values).fetchall())
-                for statement, values in asked
-            ]
-
-
 @pytest.mark.parametrize("order", ORDERS)
 def test_every_order_is_read_along_its_index(many: Database, order: Any) -> None:
     job_id = f"job_{3:032x}"
@@ -248,7 +232,7 @@ def test_a_story_a_matrix_and_a_trainings_latents_are_read_by_index_alone(many: 
     assert "pk_cycle_origins" in "".join(origins)
     assert "uq_core_latents_core_id_latent_id" in "".join(held)
     for plan in (*story, *origins, *held, *descendants):
-        assert set(re.findall(r"Seq Scan on (\w+)", plan)) <= {"owners"}
+        assert read_whole([plan]) <= {"owners"}
 
 
 def told_plainly(session: Session, public_id: str) -> dict[str, Any]:
