@@ -14,7 +14,7 @@ export function listenToKeys({ showKeys }) {
   const doing = { "/": focusFilter, j: () => move(1), k: () => move(-1), "?": showKeys };
   addEventListener("keydown", (event) => {
     const at = document.activeElement;
-    const isTyping = at?.matches("input, textarea, select, [contenteditable]");
+    const isTyping = at?.matches("input:not([type=checkbox]), textarea, select, [contenteditable]");
     if (event.key === "Escape" && isTyping) return leave(event, at);
     if (isTyping || event.ctrlKey || event.metaKey || event.altKey || document.querySelector("dialog[open]")) return;
     if (!(event.key in doing)) return;

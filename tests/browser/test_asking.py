@@ -6,7 +6,7 @@ from pathlib import Path
 from playwright.sync_api import Page, expect
 
 from tests.browser.lab import MARKUP, Lab
-from tests.browser.tab import PATIENCE_MS, Tab
+from tests.browser.tab import PATIENCE_MS, PHONE, Tab
 
 PROBE_MS = 4 * PATIENCE_MS
 """A probe waits for a worker, loads a model and runs."""
@@ -40,6 +40,7 @@ def test_a_prompt_of_ones_own_shows_where_a_latent_fires_and_what_the_model_says
     finished: Lab, tab: Tab
 ) -> None:
     page = tab.show(f"#/latents/{finished.shared_latent()}", "Latent")
+    settled = tab.shifts()
     page.get_by_role("textbox", name="Prompt").fill(f"A class statement defines {MARKUP}")
     page.get_by_role("button", name="Ask").click()
     plain = page.get_by_role("region", name="Likeliest next tokens: as it is")
@@ -48,10 +49,20 @@ def test_a_prompt_of_ones_own_shows_where_a_latent_fires_and_what_the_model_says
     expect(page.get_by_text("Divergence (KL) between the two")).to_be_visible()
     expect(page.locator(".answer .firing-text").first).to_contain_text(MARKUP)
     assert page.evaluate("window.hacked") is None
+    page.get_by_label("say it with the latent").select_option("steer")
+    page.get_by_label("Strength").fill("-2.5")
+    page.get_by_role("button", name="Ask").click()
+    steered = page.get_by_role("region", name="Likeliest next tokens: steered by -2.5")
+    expect(steered).to_be_visible(timeout=PROBE_MS)
+    assert tab.shifts() == settled
 
 
 def test_jobs_are_compared_and_what_is_missing_among_them_is_said(finished: Lab, tab: Tab) -> None:
     page = tab.show("#/compare", "Compare")
+    choices = page.get_by_role("checkbox")
+    for key, index in (("j", 0), ("j", 1), ("k", 0)):
+        page.keyboard.press(key)
+        expect(choices.nth(index)).to_be_focused()
     page.get_by_role("searchbox").fill("around it")
     page.get_by_role("checkbox", name="around it").check()
     values = page.get_by_role("region", name="Mean and standard deviation of each measure")
@@ -66,6 +77,19 @@ def test_jobs_are_compared_and_what_is_missing_among_them_is_said(finished: Lab,
     with Path(download.value.path()).open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
     assert {row["jobs"] for row in rows if row["measure"]} == {finished.training}
+
+
+def test_a_device_at_work_is_told_as_the_queue_moves_on_and_nothing_else_moves(lab: Lab, tab: Tab) -> None:
+    tab.resize(PHONE)
+    page = tab.show("#/queue", "Queue")
+    expect(page.get_by_text("behind 1 of ada. It is held").first).to_be_visible()
+    settled = tab.shifts()
+    job_id = lab.slow_job(name="on a device")
+    devices = page.get_by_role("region", name="Devices, and what each runs")
+    expect(devices.get_by_role("link", name="on a device")).to_be_visible()
+    lab.site.http.post(f"/jobs/{job_id}/cancel").raise_for_status()
+    expect(devices.get_by_role("link", name="on a device")).to_have_count(0)
+    assert tab.shifts() == settled
 
 
 def test_the_queue_is_paused_for_a_reason_and_a_job_is_let_go_and_held_again(lab: Lab, tab: Tab) -> None:

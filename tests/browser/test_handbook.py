@@ -37,12 +37,12 @@ def test_pages_of_the_handbook_are_open_to_all_in_both_themes_and_fit_a_phone(
     with opened(browser, url) as tab:
         for place, heading in PAGES.items():
             page = tab.show(place, heading)
+            tab.shoot(f"handbook-{place.rstrip('/').rpartition('/')[2]}")
             for theme in ("light", "dark"):
                 tab.see(theme)
                 assert serious_faults(tab) == []
         page = tab.show("docs/method/", "The method")
         assert page.locator("math").first.bounding_box()["height"] > 15
-        tab.shoot("handbook-method")
         tab.resize(PHONE)
         page = tab.show("docs/handbook/tutorial/", "Tutorial")
         tab.shoot("handbook-phone")

@@ -10,10 +10,14 @@ from playwright.sync_api import Browser, expect
 from dmsae.service import keys
 from dmsae.service.database import Database
 from dmsae.service.settings import Settings
-from tests.browser.tab import Tab, opened
+from tests.browser.tab import Tab, Theme, opened
 from tests.browser.test_pages import serious_faults
+from tests.finished import finish_cycles
 from tests.planting import fresh_class, plant_job
 from tests.serving import served
+from tests.training_rows import submit_distillations
+
+THEMES: tuple[Theme, ...] = ("light", "dark")
 
 
 class Guarded(NamedTuple):
@@ -44,7 +48,10 @@ def test_nothing_is_shown_without_a_key_and_a_wrong_one_is_told_beside_its_field
     sign_in(guarded.tab, "dmsae_no-such-key")
     field = page.get_by_label("API key")
     expect(field).to_have_attribute("aria-invalid", "true")
-    assert serious_faults(guarded.tab) == []
+    for theme in THEMES:
+        guarded.tab.see(theme)
+        guarded.tab.shoot(f"sign-in-{theme}")
+        assert serious_faults(guarded.tab) == []
     expect(field).to_have_accessible_description(re.compile("not a valid key"))
     expect(page.get_by_text("of ada")).to_have_count(0)
     sign_in(guarded.tab, guarded.key)
@@ -57,3 +64,15 @@ def test_a_key_that_lacks_the_right_is_told_so_in_a_plain_sentence(guarded: Guar
     page.get_by_role("button", name="Cancel").click()
     page.get_by_role("dialog").get_by_role("button", name="Cancel the job").click()
     expect(page.get_by_role("alert")).to_contain_text("This key is a reader's")
+
+
+def test_a_key_that_may_only_read_is_told_so_in_the_place_of_the_box_for_a_prompt(
+    guarded: Guarded, database: Database
+) -> None:
+    (job,) = submit_distillations(database)
+    finish_cycles(database)
+    page = guarded.tab.show(f"#/latents/{job.job.id}.0.3", "Sign in")
+    sign_in(guarded.tab, guarded.key)
+    box = page.locator("section").filter(has=page.get_by_role("heading", name="Try it on a text"))
+    expect(box).to_contain_text("this key is a reader's")
+    expect(box.get_by_role("button")).to_have_count(0)

@@ -70,6 +70,7 @@ def test_a_page_is_open_to_all_in_both_themes_fits_a_phone_and_is_light(
     expect(place.whole(page).first).to_be_attached()
     expect(page.get_by_role("main").locator(".loading")).to_have_count(0)
     expect(page.get_by_role("alert")).to_have_count(0)
+    assert tab.shifts() == []
     tab.shoot(f"{name}-light")
     assert serious_faults(tab) == []
     drawn = [(image, image.get_attribute("src") or "") for image in page.locator("main img").all()]

@@ -8,15 +8,6 @@ from playwright.sync_api import Browser, expect
 from tests.browser.lab import MARKUP, Lab
 from tests.browser.tab import Tab, opened
 
-HOSTILE = {
-    "density": 0.02,
-    "logit_lens": {
-        "promoted": [{"token": MARKUP, "value": 3.5}],
-        "suppressed": [{"token": "<b>", "value": -1}],
-    },
-    "max_activation": 4.0,
-}
-
 
 def was_hacked(tab: Tab) -> bool:
     ran: bool = tab.page.evaluate("window.hacked === true")

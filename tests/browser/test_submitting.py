@@ -2,10 +2,10 @@
 
 import re
 
-from playwright.sync_api import expect
+from playwright.sync_api import Browser, expect
 
 from tests.browser.lab import Lab
-from tests.browser.tab import Tab
+from tests.browser.tab import Tab, opened
 
 LISTEN = """() => {
   const bar = document.querySelector("[role=progressbar]");
@@ -15,8 +15,17 @@ LISTEN = """() => {
 """Keeps what the bar of the whole job says, however shortly it says so."""
 
 
+def lineage_follows(tab: Tab, job: str) -> None:
+    """Look at a running job's lineage in a second tab: it is drawn as the job goes on, and nothing moves."""
+    page = tab.open(f"#{job}/lineage")
+    expect(page.get_by_text("No cycle has finished yet.").first).to_be_visible()
+    expect(page.get_by_role("img")).to_have_count(2, timeout=90_000)
+    expect(page.get_by_role("region", name="Latents of the core").get_by_role("link").first).to_be_visible()
+    assert tab.shifts() == []
+
+
 def test_a_job_is_submitted_through_the_form_and_watched_to_its_end_without_reloading(
-    lab: Lab, tab: Tab
+    browser: Browser, lab: Lab, tab: Tab
 ) -> None:
     page = tab.show(f"#/submit?clone={lab.distillation}", "Submit")
     page.get_by_label("name", exact=True).fill("from the form")
@@ -32,7 +41,9 @@ def test_a_job_is_submitted_through_the_form_and_watched_to_its_end_without_relo
     expect(state).to_contain_text("running")
     settled = tab.shifts()
     page.evaluate(LISTEN)
-    expect(state).to_contain_text("succeeded", timeout=90_000)
+    with opened(browser, lab.url) as second:
+        lineage_follows(second, page.url.partition("#")[2])
+    expect(state).to_contain_text("succeeded")
     expect(page.get_by_role("progressbar", name="Of the whole job")).to_have_attribute("aria-valuenow", "100")
     expect(page.get_by_role("region", name="Cycles side by side")).to_contain_text("succeeded")
     expect(page.get_by_role("log", name="Events")).to_contain_text("job_succeeded")

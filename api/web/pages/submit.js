@@ -14,14 +14,14 @@ const HIDDEN = ["clone", "set", "chain_index"];
 const PAUSE_MS = 400;
 
 export async function show(root, parameters, signal) {
-  const head = pageHead("Submit");
+  const asked = parameters.kind === "training" ? "training" : "distillation";
+  const head = pageHead("Submit", parameters.clone ? null : kindChoice(asked));
   const wait = loading();
   fill(root, head, wait);
   const source = parameters.clone ? await get(`/jobs/${encodeURIComponent(parameters.clone)}`, { signal }) : null;
-  const kind = source?.kind ?? (parameters.kind === "training" ? "training" : "distillation");
+  const kind = source?.kind ?? asked;
   const { schema, components } = bodySchema(await get("/openapi.json", { signal }), `/${kind}s`);
   const form = new Form(kind, { schema, components, source, signal });
-  if (!source) head.lastChild.append(kindChoice(kind));
   wait.replaceWith(h("div", {}, origin(source), form.element));
   await form.tryOut();
 }
