@@ -197,25 +197,18 @@ class Jobs(Resource[S]):
 
     @call
     def pull(
-        self,
-        job_id: str,
-        folder: Path,
-        *,
-        cycle: int | None = None,
-        below: str = "",
-        tell: Tell | None = None,
+        self, job_id: str, folder: Path, *, cycle: int | None = None, tell: Tell | None = None
     ) -> Steps[Pulled]:
         """Bring the stored files of all cycles, or of one (-1: the last), into `folder/cycle_N/`.
 
         What is whole stays, what broke off goes on, every sha256 is checked, and no file is ever half there.
-        Of files whose names do not begin with `below`, such as `sae/`, none is fetched.
 
         Raises:
             NotFound: there is no such job, or it has stored nothing of that cycle.
             BytesDiffer: the store gave other bytes than were recorded.
             Unavailable: the API or the store does not answer; another pull goes on from there.
         """
-        return (yield from pulling.pull(job_id, folder, cycle=cycle, below=below, tell=tell or _silent))
+        return (yield from pulling.pull(job_id, folder, cycle=cycle, below="", tell=tell or _silent))
 
 
 class Groups(Resource[S]):

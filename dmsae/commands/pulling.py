@@ -91,21 +91,17 @@ def _export_dictionary_learning(client: Any, job_id: str, folder: Path, *, cycle
 def _export_neuronpedia(
     client: Any, job_id: str, folder: Path, *, cycle: int, names: dict[str, str]
 ) -> dict[str, Any]:
-    """Fetch what is needed of a cycle, the same one throughout, and write it anew."""
     from dmsae.neuronpedia import Names, export_neuronpedia
 
     with tempfile.TemporaryDirectory(prefix="dmsae-export-") as given:
-        pulled = client.jobs.pull(job_id, Path(given), cycle=cycle, below="sae/")
-        (found,) = pulled.cycles
-        for below in ("snippets/", "spec.json"):
-            client.jobs.pull(job_id, Path(given), cycle=found, below=below)
-        exported = export_neuronpedia(Path(given) / f"cycle_{found}", folder, names=Names(**names))
-    source = str(exported.source_folder.relative_to(folder))
+        pulled = client.jobs.pull(job_id, Path(given), cycle=cycle)
+        (index,) = pulled.cycles
+        exported = export_neuronpedia(Path(given) / f"cycle_{index}", folder, names=Names(**names))
     return {
-        "source": source,
-        "latents": exported.n_latents,
-        "texts": exported.n_texts,
-        "left_out": exported.n_left_out,
+        "source": str(exported.source_folder.relative_to(folder)),
+        "n_latents": exported.n_latents,
+        "n_texts": exported.n_texts,
+        "n_left_out": exported.n_left_out,
     }
 
 
