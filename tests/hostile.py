@@ -75,6 +75,20 @@ TEXTS = (
     "0001-01-01T00:00:00Z",
 )
 """As they stand in an address."""
+BODIES = (
+    b"",
+    b"{",
+    b"nul",
+    b"[]",
+    b'"text"',
+    b"1",
+    b"null",
+    b"NaN",
+    b"\xff\xfe{",
+    b'{"\xff": 1}',
+    b"[" * 100_000,
+)
+"""No body of any call."""
 _CURSOR_PARTS = (
     "0",
     "-1",
@@ -115,6 +129,10 @@ def cursors() -> Iterator[str]:
         yield base64.urlsafe_b64encode(key.encode()).decode().rstrip("=")
 
 
+Place = tuple[str | int, ...]
+"""Names of fields from the outermost to the innermost; 0 for the one element of a list."""
+
+
 class Call(NamedTuple):
     """One operation of the document."""
 
@@ -123,7 +141,7 @@ class Call(NamedTuple):
     parameters: list[dict[str, Any]]
     body: dict[str, Any] | None
     """An example of it."""
-    fields: list[tuple[str, ...]]
+    fields: list[Place]
     """Where in the body a value can stand."""
 
     @property
@@ -144,31 +162,32 @@ def calls_of(document: dict[str, Any]) -> list[Call]:
     ]
 
 
-def with_value(body: dict[str, Any], place: tuple[str, ...], value: str) -> bytes:
+def with_value(body: dict[str, Any], place: Place, value: str) -> bytes:
     """Write a body as JSON, with a value, given as JSON text, at one place."""
-    made = json.loads(json.dumps(body))
-    inner = made
-    for name in place[:-1]:
-        if not isinstance(inner.get(name), dict):
-            inner[name] = {}
-        inner = inner[name]
-    inner[place[-1]] = "@@here@@"
-    return json.dumps(made).replace('"@@here@@"', value).encode()
+    return json.dumps(_put(body, place)).replace('"@@here@@"', value).encode()
 
 
-def _body_of(
-    document: dict[str, Any], found: dict[str, Any]
-) -> tuple[dict[str, Any] | None, list[tuple[str, ...]]]:
+def _put(inside: object, place: Place) -> object:
+    if not place:
+        return "@@here@@"
+    if place[0] == 0:
+        first = inside[0] if isinstance(inside, list) and inside else None
+        return [_put(first, place[1:])]
+    fields = inside if isinstance(inside, dict) else {}
+    return {**fields, place[0]: _put(fields.get(place[0]), place[1:])}
+
+
+def _body_of(document: dict[str, Any], found: dict[str, Any]) -> tuple[dict[str, Any] | None, list[Place]]:
     if "requestBody" not in found:
         return None, []
     schema = found["requestBody"]["content"]["application/json"]["schema"]
     examples = schema.get("examples") or found["requestBody"]["content"]["application/json"].get("examples")
-    return examples[0], sorted(set(_places(document, schema, (), frozenset())))
+    return examples[0], sorted(set(_places(document, schema, (), frozenset())), key=str)
 
 
 def _places(
-    document: dict[str, Any], schema: dict[str, Any], place: tuple[str, ...], seen: frozenset[str]
-) -> Iterator[tuple[str, ...]]:
+    document: dict[str, Any], schema: dict[str, Any], place: Place, seen: frozenset[str]
+) -> Iterator[Place]:
     if reference := schema.get("$ref"):
         if reference in seen:
             return
@@ -179,3 +198,6 @@ def _places(
     for name, inner in schema.get("properties", {}).items():
         yield (*place, name)
         yield from _places(document, inner, (*place, name), seen)
+    if isinstance(items := schema.get("items"), dict):
+        yield (*place, 0)
+        yield from _places(document, items, (*place, 0), seen)

@@ -8,7 +8,6 @@ import json
 import os
 import re
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,14 +16,13 @@ import pytest
 from sqlalchemy import text
 
 import api as our_package
-from dmsae.service import keys
+from api.examples import JOB_ID
+from api.limits import LARGEST_BODY_BYTES
 from dmsae.service.database import Database
-from dmsae.service.settings import Settings
 from dmsae.service.table_base import Table
 from tests import hostile
 from tests.conftest import RunningServices
-from tests.finished import finish_cycles
-from tests.serving import fresh_database, served
+from tests.inhabited import PUBLIC_ADDRESS, inhabited
 
 IS_WHOLE = "DMSAE_FUZZ" in os.environ
 SOME = 1
@@ -53,7 +51,8 @@ class Site(NamedTuple):
     secrets: list[str]
 
     def path(self, call: hostile.Call, **other: str) -> str:
-        return call.path.format_map(Ids({**self.ids, **other}))
+        core = {"name": "first"} if "{lab}" in call.path else {}
+        return call.path.format_map(Ids({**self.ids, **core, **other}))
 
     def n_rows(self) -> dict[str, Any]:
         told = {name: f"count(*) FROM {name}" for name in Table.metadata.tables}
@@ -63,44 +62,65 @@ class Site(NamedTuple):
             return dict(session.execute(text(f"SELECT {query}")).one()._mapping)
 
     def check(self, answer: httpx.Response, sent: object) -> bool:
-        """Hold an answer against what every answer must keep to; say whether it is a refusal."""
-        told = answer.text
-        assert answer.status_code < 500, (sent, told[:500])
-        assert not LEAKS.search(told), (sent, told[:500])
-        assert not any(secret in told for secret in self.secrets), sent
-        assert "X-Injected" not in answer.headers
-        if answer.status_code < 400:
-            return False
-        assert answer.headers["content-type"] == "application/problem+json", sent
-        assert len(answer.content) < LARGEST_PROBLEM, (sent, len(answer.content))
-        problem = json.loads(answer.content, parse_constant=lambda name: pytest.fail(f"{name} in JSON"))
-        assert problem["status"] == answer.status_code
-        assert {"type", "title", "code", "detail", "request_id"} <= problem.keys(), sent
-        return True
+        return check(answer, sent, self.secrets)
+
+
+def check(answer: httpx.Response, sent: object, secrets: Sequence[str]) -> bool:
+    """Hold an answer against what every answer must keep to; say whether it is a refusal."""
+    told = answer.text
+    assert answer.status_code < 500, (sent, told[:500])
+    assert not LEAKS.search(told), (sent, told[:500])
+    assert not any(secret in told for secret in secrets), sent
+    assert "X-Injected" not in answer.headers
+    kind = answer.headers.get("content-type", "")
+    if "json" in kind and answer.status_code not in (204, 304):
+        read = json.loads(answer.content, parse_constant=lambda name: pytest.fail(f"{name} in JSON"))
+    if answer.status_code < 400:
+        return False
+    assert kind == "application/problem+json", sent
+    assert len(answer.content) < LARGEST_PROBLEM, (sent, len(answer.content))
+    assert read["status"] == answer.status_code
+    assert {"type", "title", "code", "detail", "request_id"} <= read.keys(), sent
+    return True
 
 
 @pytest.fixture(scope="module")
 def site(services: RunningServices) -> Iterator[Site]:
-    fields = {name.removeprefix("DMSAE_").lower(): value for name, value in services.env.items()}
-    with fresh_database(services) as database_url, ExitStack() as closing:
-        settings = Settings(**{**fields, "database_url": database_url, "rate_per_s": 0})
-        database = Database(database_url, wake_up=str)
-        closing.callback(database.dispose)
-        key = database.run(lambda session: keys.create_key(session, "ada", role="admin")[1])
-        api = closing.enter_context(served(settings))
-        api.headers["Authorization"] = f"Bearer {key}"
-        ids = {
-            "job_id": api.post("/distillations", json={"preset": "demo"}).json()["id"],
-            "name": "ada",
-        }
-        ids["latent_id"] = f"{ids['job_id']}.0.3"
-        finish_cycles(database)
-        ids["group_id"] = api.post("/distillations", json={"preset": "demo", "chains": 2}).json()["group_id"]
-        secret = settings.s3_secret_key.get_secret_value()
-        password = database.engine.url.password or ""
-        root = str(Path(our_package.__file__).parents[1])
-        calls = hostile.calls_of(api.get("/openapi.json").json())
-        yield Site(api, database, calls, ids, [key, secret, password, root])
+    with inhabited(services) as lab:
+        ids = {name: known[0] for name, known in lab.ids.items()} | {"figure": "origins", "form": "csv"}
+        secret = lab.settings.s3_secret_key.get_secret_value()
+        password = lab.database.engine.url.password or ""
+        folders = [str(Path(our_package.__file__).parents[1]), str(services.parts.postgres.folder.parent)]
+        told = lab.api.get("/openapi.json").text.replace(JOB_ID, ids["job_id"])
+        calls = hostile.calls_of(json.loads(told.replace("example.org", PUBLIC_ADDRESS)))
+        yield Site(lab.api, lab.database, calls, ids, [lab.key, secret, password, *folders])
+
+
+PROBLEM = {"type": "urn:a", "title": "a", "status": 422, "code": "a", "detail": "a", "request_id": "a"}
+PLAIN = {"content-type": "application/problem+json"}
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        httpx.Response(500, json=PROBLEM, headers=PLAIN),
+        httpx.Response(422, json={**PROBLEM, "detail": "a" * LARGEST_PROBLEM}, headers=PLAIN),
+        httpx.Response(422, content=json.dumps({**PROBLEM, "detail": float("nan")}), headers=PLAIN),
+        httpx.Response(200, content='{"share": NaN}', headers=JSON),
+        httpx.Response(422, content="<p>no</p>", headers=PLAIN),
+        httpx.Response(422, json=PROBLEM),
+        httpx.Response(422, json={**PROBLEM, "status": 400}, headers=PLAIN),
+        httpx.Response(422, json={**PROBLEM, "detail": "a key of this lab"}, headers=PLAIN),
+        httpx.Response(422, json={**PROBLEM, "detail": "no /srv/lab/x"}, headers=PLAIN),
+        httpx.Response(422, json={**PROBLEM, "detail": "SELECT id FROM jobs"}, headers=PLAIN),
+        httpx.Response(422, json=PROBLEM, headers={**PLAIN, "X-Injected": "1"}),
+    ],
+)
+def test_an_answer_that_stumbles_lies_or_leaks_is_seen(answer: httpx.Response) -> None:
+    secrets = ["a key of this lab", "/srv/lab"]
+    assert check(httpx.Response(422, json=PROBLEM, headers=PLAIN), "", secrets)
+    with pytest.raises((AssertionError, json.JSONDecodeError, pytest.fail.Exception)):
+        check(answer, "", secrets)
 
 
 def some_of(values: Sequence[Any], places: Sequence[Any]) -> Iterator[tuple[Any, Any]]:
@@ -126,11 +146,25 @@ def test_no_value_in_any_field_of_any_body_gets_more_than_a_refusal(site: Site) 
     assert n_refused > SOME * len(places) / 2
 
 
+def test_no_body_that_is_none_gets_more_than_a_refusal(site: Site) -> None:
+    with_body = [call for call in site.calls if call.body is not None]
+    stored = site.n_rows()
+    for call, content in some_of(hostile.BODIES, with_body):
+        answer = site.api.request(call.method, site.path(call), content=content, headers=JSON)
+        assert site.check(answer, (call.name, content[:80])), (call.name, content[:80])
+    for call in with_body:
+        large = b" " * (LARGEST_BODY_BYTES + 1)
+        answer = site.api.request(call.method, site.path(call), content=large, headers=JSON)
+        assert site.check(answer, call.name)
+        assert answer.status_code == 413, call.name
+    assert site.n_rows() == stored
+
+
 def test_no_value_in_any_query_gets_more_than_a_refusal(site: Site) -> None:
-    reads = [call for call in site.calls if call.method == "GET"]
-    places = [(call, name) for call in reads for name in [*call.names("query"), "unknown", "%00"]]
+    places = [(call, name) for call in site.calls for name in [*call.names("query"), "unknown", "%00"]]
     for (call, name), value in some_of(hostile.TEXTS, places):
-        answer = site.api.get(f"{site.path(call)}?{name}={value}")
+        path = site.path(call, job_id="job_none") if call.method == "DELETE" else site.path(call)
+        answer = site.api.request(call.method, f"{path}?{name}={value}", json=call.body)
         is_refused = site.check(answer, (call.name, name, value[:80]))
         assert is_refused or name in call.names("query"), (call.name, name)
 
