@@ -74,7 +74,7 @@ class Planted:
 
 
 def claim_statement(rules: QueueRules) -> str:
-    """Give the service's own statement, asking for attempt, owner, cycle and the seconds that it waited."""
+    """Give the service's own statement, with its parameters but worker and attempt filled in."""
     fixed = {
         "resource_class": "'cpu'",
         "spec_version": SPEC_VERSION,
@@ -90,9 +90,15 @@ def claim_statement(rules: QueueRules) -> str:
         text = text.replace(f":{name}", str(value))
     for name in ("worker_id", "attempt_id"):
         text = text.replace(f":{name}", f"%({name})s")
+    return text
+
+
+def told_claim_statement(rules: QueueRules) -> str:
+    """Give the same, asking for attempt, owner, cycle and the seconds that it waited."""
     looked_up = "SELECT {} FROM cycles c WHERE c.id = got.cycle_id"
     owner, waited = (looked_up.format(what) for what in ("c.owner_id", WAITED))
-    return f"SELECT %(attempt_id)s, ({owner}), got.cycle_id, ({waited}) FROM ({text}) AS got"  # noqa: S608
+    got = claim_statement(rules)
+    return f"SELECT %(attempt_id)s, ({owner}), got.cycle_id, ({waited}) FROM ({got}) AS got"  # noqa: S608
 
 
 def pgbench_script(rules: QueueRules) -> str:

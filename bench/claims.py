@@ -7,6 +7,7 @@ Rows, `N_OWNERS` owners each:
 
 - `claims.closed`: claims a second while all workers claim as fast as they can over warm connections, from
   10,000 queued cycles down to none;
+- `claims.limited`: the same while an owner has a limit on running cycles, so that claims are made alone;
 - `claims.shares`: the furthest that an owner is from its share after half of them, at weights 1 to 4;
 - `claims.double`: cycles that were claimed twice;
 - `claims.open.N`: 99th percentile of a claim's time in ms, from when it was due, at 100 claims a second;
@@ -31,7 +32,7 @@ from typing import Any
 
 import psycopg
 
-from bench.claim_rows import FINISH, Planted, claim_statement, pgbench_script, plant
+from bench.claim_rows import FINISH, Planted, pgbench_script, plant, told_claim_statement
 from bench.percentiles import p99_row
 from dmsae.local.passwords import generate_passwords
 from dmsae.local.postgres import find_binary
@@ -68,7 +69,13 @@ class Seen:
 
 def claim_rows(is_wanted: Callable[[str], bool]) -> Iterator[dict[str, Any]]:
     """Give the rows that are wanted, each from a database of its own."""
-    groups = (("closed", closed), ("open", opened), ("cached", cached), ("bound", bound))
+    groups = (
+        ("closed", closed),
+        ("limited", limited),
+        ("open", opened),
+        ("cached", cached),
+        ("bound", bound),
+    )
     wanted = [rows for name, rows in groups if is_wanted(f"claims.{name}")]
     if not wanted:
         return
@@ -92,15 +99,7 @@ def closed(server: Any, name: str) -> Iterator[dict[str, Any]]:
     url = database(server, f"{name}_equal")
     planted = plant(url, n_owners=N_OWNERS, n_workers=N_WORKERS, n_cycles=10_000 + N_WARM)
     seen = drain(url, n_claims=10_000 + N_WARM)
-    yield {
-        "name": "claims.closed",
-        "value": seen.rate,
-        "unit": "claims/s",
-        "against": 1000,
-        "ratio": round(seen.rate / 1000, 3),
-        "n_claims": len(seen.owners),
-        "longest_wait_s": round(seen.longest_wait_s, 1),
-    }
+    yield rate_row("claims.closed", seen, at_least=1000)
     yield {"name": "claims.double", "value": seen.n_double, "unit": "cycles", "against": 0}
     yield share_row("claims.shares.equal", seen, planted, n_claims=5000)
     url = database(server, f"{name}_weights")
@@ -108,6 +107,28 @@ def closed(server: Any, name: str) -> Iterator[dict[str, Any]]:
     planted = plant(url, n_owners=N_OWNERS, n_workers=N_WORKERS, n_cycles=10_000, weights=weights)
     seen = drain(url, n_claims=5000)
     yield share_row("claims.shares.weighted", seen, planted, n_claims=4800)
+
+
+def rate_row(name: str, seen: Seen, *, at_least: int) -> dict[str, Any]:
+    """Tell the claims a second."""
+    return {
+        "name": name,
+        "value": seen.rate,
+        "unit": "claims/s",
+        "against": at_least,
+        "ratio": round(seen.rate / at_least, 3),
+        "n_claims": len(seen.owners),
+        "longest_wait_s": round(seen.longest_wait_s, 1),
+    }
+
+
+def limited(server: Any, name: str) -> Iterator[dict[str, Any]]:
+    """The same, one claim after the other."""
+    url = database(server, name)
+    plant(url, n_owners=N_OWNERS, n_workers=N_WORKERS, n_cycles=5000 + N_WARM)
+    with psycopg.connect(url, autocommit=True) as connection:
+        connection.execute("UPDATE owners SET max_running = 1000 WHERE id = 'own_000'")
+    yield rate_row("claims.limited", drain(url, n_claims=5000 + N_WARM), at_least=500)
 
 
 def share_row(name: str, seen: Seen, planted: Planted, *, n_claims: int) -> dict[str, Any]:
@@ -141,7 +162,7 @@ def cached(server: Any, name: str) -> Iterator[dict[str, Any]]:
 
 def open_row(name: str, url: str, planted: Planted, *, bar_ms: int) -> dict[str, Any]:
     """Send claims by the clock, over connections that are warm, and measure each from when it was due."""
-    statement, seconds = claim_statement(QueueRules()), list[float]()
+    statement, seconds = told_claim_statement(QueueRules()), list[float]()
     n_claims = min(int(RATE * OPEN_S), planted.n_cycles - N_WORKERS)
     idle: SimpleQueue[psycopg.Connection[Any]] = SimpleQueue()
     for worker in planted.workers:
@@ -188,7 +209,7 @@ def bound(server: Any, name: str) -> Iterator[dict[str, Any]]:
     waits: dict[str, float] = {}
     try:
         with psycopg.connect(url, autocommit=True) as connection:
-            statement, begun = claim_statement(rules), time.monotonic()
+            statement, begun = told_claim_statement(rules), time.monotonic()
             while len(waits) < len(lows) and time.monotonic() - begun < 10 * BOUND_S:
                 row = connection.execute(statement, planted.claim(planted.workers[0])).fetchone()
                 if row is not None:

@@ -25,6 +25,7 @@ FUNCTIONS = (
     "claim_cycle",
     "keep_published_core",
     "keep_published_places",
+    "may_harvest",
     "owner_shares",
     "settle_attempt",
     "tally_attempt",

@@ -1,8 +1,9 @@
 """Which cycle does this worker run now?
 
-One function in Postgres (`claim_cycle`, in `migrations/`) decides for all workers, one after the other, under
-an advisory lock: so each decision sees all claims before it, which is what fair sharing needs. A cycle that
-cannot be had at once is passed over.
+One function in Postgres (`claim_cycle`, in `migrations/`) decides for all workers, in four lanes of advisory
+locks: so each decision sees all claims before it but three at most, which is what fair sharing needs. While
+any owner has a limit on running cycles, claims are made one after the other. A cycle that cannot be had at
+once is passed over.
 """
 
 from dataclasses import dataclass
@@ -20,9 +21,6 @@ from dmsae.service.settings import Settings
 from dmsae.service.states import Held
 from dmsae.service.tables import Artifact, Attempt, Core, Cycle, Job
 from dmsae.service.workers import ALIVE
-
-CLAIM_LOCK = 0x646D73_01
-"""Key of the advisory lock under which claims are made."""
 
 USAGE_WINDOW = timedelta(hours=24)
 """How far back device time counts when owners take turns; to the hour."""

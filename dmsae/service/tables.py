@@ -91,6 +91,7 @@ class Owner(Table):
         CheckConstraint("retention_days BETWEEN 0 AND 36500", "retention_days_bounded"),
         CheckConstraint("weight > 0 AND weight <= 1000000", "weight_positive"),
         CheckConstraint("max_running >= 0 AND max_queued >= 0 AND high_quota_s >= 0", "limits_not_negative"),
+        Index("ix_owners_limited", "id", postgresql_where=text("max_running IS NOT NULL")),
     )
 
     id: Mapped[str] = mapped_column(primary_key=True)

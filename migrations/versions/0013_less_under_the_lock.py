@@ -30,18 +30,23 @@ NO_LONGER_ASKED = (
 
 def upgrade() -> None:
     op.create_index("ix_usage_slices_began_at", "usage_slices", ["began_at"])
+    op.execute(claim_cycle())
+
+
+def downgrade() -> None:
+    op.execute(_before()["CLAIM_CYCLE"])
+    op.drop_index("ix_usage_slices_began_at", table_name="usage_slices")
+
+
+def claim_cycle() -> str:
+    """Give the claim of this revision."""
     before = _before()
     stands, claim = before["SAY_WHAT_STANDS"], before["CLAIM_CYCLE"]
     without = claim.replace(f"    {stands}", "").replace(IF_PAUSED, IF_PAUSED_NOW)
     claim = without.replace(TAKE_LOCK, f"{TAKE_TIME}    {stands}{TAKE_LOCK}")
     for text in NO_LONGER_ASKED:
         claim = claim.replace(text, "")
-    op.execute(claim)
-
-
-def downgrade() -> None:
-    op.execute(_before()["CLAIM_CYCLE"])
-    op.drop_index("ix_usage_slices_began_at", table_name="usage_slices")
+    return claim
 
 
 def _before() -> dict[str, str]:
