@@ -37,9 +37,14 @@ class Parts:
     """How much each key may still ask of this process."""
 
 
-async def get_parts(request: Request) -> Parts:
+def parts_of(request: Request) -> Parts:
     """Give the parts of the application that serves this request."""
     return cast("Parts", request.app.state.parts)
+
+
+async def get_parts(request: Request) -> Parts:
+    """Give them to a route."""
+    return parts_of(request)
 
 
 async def refuse_unknown_query(request: Request) -> None:
@@ -50,6 +55,8 @@ async def refuse_unknown_query(request: Request) -> None:
     Raises:
         InvalidConfig: naming each.
     """
+    if not request.scope["query_string"]:
+        return
     call = request.app.openapi()["paths"][request.scope["route"].path][request.method.lower()]
     known = {given["name"]: given for given in call.get("parameters", []) if given["in"] == "query"}
     rule = f"there is no such parameter; known: {', '.join(sorted(known)) or 'none'}"

@@ -39,12 +39,14 @@ class RequestLimits:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        given = Headers(scope=scope).get("x-request-id", "")
+        headers = Headers(scope=scope)
+        given = headers.get("x-request-id", "")
         request_id = scope["request_id"] = given if REQUEST_ID.fullmatch(given) else new_id("req")
+        serve = self._serve_body if _has_body(headers) else self._app
         with structlog.contextvars.bound_contextvars(request_id=request_id):
-            await self._serve(scope, receive, _noted(scope, send))
+            await serve(scope, receive, _noted(scope, send))
 
-    async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _serve_body(self, scope: Scope, receive: Receive, send: Send) -> None:
         request_id = scope["request_id"]
         try:
             async with asyncio.timeout(BODY_TIMEOUT_S):
@@ -89,11 +91,13 @@ async def _read(scope: Scope, receive: Receive) -> list[Message] | None:
             return messages
 
 
+def _has_body(headers: Headers) -> bool:
+    return headers.get("content-length", "0") != "0" or "transfer-encoding" in headers
+
+
 def _is_json(scope: Scope) -> bool:
-    """Whether a request has a body that would be read as JSON."""
-    headers = Headers(scope=scope)
-    has_body = headers.get("content-length", "0") != "0" or "transfer-encoding" in headers
-    return has_body and headers.get("content-type", "application/json").lower().startswith("application/json")
+    """Whether a body would be read as JSON."""
+    return Headers(scope=scope).get("content-type", "application/json").lower().startswith("application/json")
 
 
 def _joined(messages: list[Message]) -> bytes:
@@ -136,7 +140,7 @@ def _noted(scope: Scope, send: Send) -> Send:
             headers[VERSION_HEADER] = VERSION
             seconds = round(time.monotonic() - began, 3)
             caller = scope.get("caller")
-            made = Headers(raw=message["headers"]).get("location")
+            made = headers.get("location")
             log.info(
                 "request_answered",
                 method=scope["method"],

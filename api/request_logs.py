@@ -5,15 +5,15 @@ from typing import Any
 import structlog
 from fastapi import Request
 
-from api.security import CallerOf
+from dmsae.service.keys import Caller
 
 LONGEST_ID = 64
 
 
-async def log_who_asks(request: Request, caller: CallerOf) -> None:
+def note_who_asks(request: Request, caller: Caller) -> None:
     """Put the owner and the job on every further line of this request.
 
-    In the request's own task, so that threads which answer it begin with the same context.
+    To be called in the request's own task, so that threads which answer it begin with the same context.
     """
     fields: dict[str, Any] = {"owner_id": caller.owner_id}
     if "job_id" in request.path_params:

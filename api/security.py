@@ -6,40 +6,99 @@ name (against DNS rebinding), and takes bodies as JSON alone (against other site
 """
 
 import ipaddress
-from typing import Annotated
+from functools import partial
+from typing import Annotated, TypeVar
 from urllib.parse import urlsplit
 
-from fastapi import Depends, Request, Security
+from fastapi import Depends, Request
 from fastapi.security import HTTPBearer
+from fastapi.security.base import SecurityBase
 from fastapi.security.http import HTTPAuthorizationCredentials
 from starlette.concurrency import run_in_threadpool
 
-from api.dependencies import Parts, PartsOf
+from api.dependencies import Parts, parts_of
 from api.errors import UnsupportedMediaType
+from api.request_logs import note_who_asks
 from dmsae.errors import Forbidden, RateLimited, Unauthorized
 from dmsae.service import keys
+from dmsae.service.database import Transaction, UseCase
 from dmsae.service.settings import Settings
 
 bearer = HTTPBearer(auto_error=False, description="An API key, made by `dmsae keys create`.")
 
-
+Result = TypeVar("Result")
 SAFE_METHODS = ("GET", "HEAD")
 
 
-async def identify_caller(
-    request: Request,
-    parts: PartsOf,
-    credentials: Annotated[HTTPAuthorizationCredentials | None, Security(bearer)],
-) -> keys.Caller:
-    """Give who is asking, as `check_caller` does, without holding up others meanwhile."""
-    return await run_in_threadpool(check_caller, request, parts, credentials)
+class KeyScheme(SecurityBase):
+    """Whom a bearer key proves, as a dependency.
+
+    One of its own kind rather than one that has others: the framework goes through all of them again wherever
+    one is named.
+    """
+
+    def __init__(self) -> None:
+        self.model, self.scheme_name = bearer.model, bearer.scheme_name
+
+    async def __call__(self, request: Request) -> keys.Caller:
+        """Give who is asking, as `check_caller` does, without holding up others meanwhile."""
+        credentials = await bearer(request)
+        caller = await run_in_threadpool(check_caller, request, parts_of(request), credentials)
+        note_who_asks(request, caller)
+        return caller
 
 
+identify_caller = KeyScheme()
 CallerOf = Annotated[keys.Caller, Depends(identify_caller)]
+
+
+class Question:
+    """A request whose route asks at once who is there and what it shows: by one thread and one connection.
+
+    A route that depends on it, and not on `identify_caller`, answers nobody but through `ask`.
+    """
+
+    def __init__(self, request: Request, credentials: HTTPAuthorizationCredentials | None) -> None:
+        self._request = request
+        self._credentials = credentials
+        self._parts = parts_of(request)
+
+    async def ask(self, use_case: UseCase[Result]) -> tuple[keys.Caller, Result]:
+        """Give who is asking, and what a use case tells; each statement is a transaction of its own.
+
+        Raises:
+            DmsaeError: as `check_caller` does, and then nothing was asked.
+        """
+        try:
+            return await run_in_threadpool(self._parts.database.run_alone, partial(self._ask, use_case))
+        finally:
+            if "caller" in self._request.scope:
+                note_who_asks(self._request, self._request.scope["caller"])
+
+    def _ask(self, use_case: UseCase[Result], session: Transaction) -> tuple[keys.Caller, Result]:
+        return admit(session, self._request, self._parts, self._credentials), use_case(session)
+
+
+class QuestionScheme(KeyScheme):
+    """The same keys, looked at together with what is asked for."""
+
+    async def __call__(self, request: Request) -> Question:  # type: ignore[override]
+        """Give the question."""
+        return Question(request, await bearer(request))
+
+
+QuestionOf = Annotated[Question, Depends(QuestionScheme())]
 
 
 def check_caller(
     request: Request, parts: Parts, credentials: HTTPAuthorizationCredentials | None
+) -> keys.Caller:
+    """Give who is asking, as `admit` does."""
+    return parts.database.run_alone(lambda session: admit(session, request, parts, credentials))
+
+
+def admit(
+    session: Transaction, request: Request, parts: Parts, credentials: HTTPAuthorizationCredentials | None
 ) -> keys.Caller:
     """Give who is asking.
 
@@ -53,9 +112,7 @@ def check_caller(
     if plaintext is None and "authorization" in request.headers:
         raise Unauthorized()
     required = parts.settings.require_key
-    caller = parts.database.run_alone(
-        lambda session: keys.identify(session, plaintext, is_key_required=required)
-    )
+    caller = keys.identify(session, plaintext, is_key_required=required)
     request.scope["caller"] = caller
     if caller.key_id is None:
         _check_open(request, parts.settings)

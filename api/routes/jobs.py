@@ -1,22 +1,26 @@
 """Watch jobs, change what is about them, cancel and delete them."""
 
+from functools import partial
 from typing import Annotated, Literal
 
 from fastapi import APIRouter, Body, Depends, Query, Request, Response
 from starlette.concurrency import run_in_threadpool
 
 from api import examples
-from api.dependencies import Cursor, JobId, Parts, PartsOf
+from api.dependencies import Cursor, JobId, PartsOf, parts_of
 from api.idempotency import Made, OnceOf
 from api.long_polls import has_changed, names_version
 from api.schemas import ArtifactList, ArtifactOut, JobList, JobOut, LogList, LogOut
-from api.security import CallerOf
+from api.security import CallerOf, QuestionOf
 from dmsae.service import deleting, jobs
 from dmsae.service.jobs import JobFilter
 from dmsae.service.progress import JobView
 from dmsae.service.requests import JobChanges, PlainText
 
 router = APIRouter(prefix="/jobs", tags=["jobs"])
+shown = APIRouter(prefix="/jobs", tags=["jobs"])
+"""Whose route finds out with its own question who asks."""
+JSON = {"Content-Type": "application/json"}
 
 State = Literal["queued", "running", "cancelling", "succeeded", "failed", "cancelled"]
 Kind = Literal["distillation", "training", "probe"]
@@ -55,26 +59,24 @@ def list_jobs(
         return JobList.of(jobs.list_jobs(session, wanted, cursor=cursor, limit=limit))
 
 
-@router.get(
+@shown.get(
     "/{job_id}", response_model=JobOut, responses={304: {"description": "Unchanged since `If-None-Match`."}}
 )
-async def read_job(
-    job_id: JobId, caller: CallerOf, parts: PartsOf, request: Request, response: Response, wait: Wait = None
-) -> JobOut | Response:
+async def read_job(job_id: JobId, question: QuestionOf, request: Request, wait: Wait = None) -> Response:
     """Show a job: where it stands, its resolved config, links. Its `ETag` is its version.
 
     With `wait` and `If-None-Match` it is answered when the version changes, with 304 if it does not.
     """
-    view = await run_in_threadpool(_view, parts, job_id)
+    look = partial(jobs.view_job, job_id=job_id)
+    caller, view = await question.ask(look)
     is_known = _is_known(view, request)
     if wait is not None and names_version(request, view.job.version):
+        parts = parts_of(request)
         is_known = not await has_changed(request, parts.hub, view.job, owner_id=caller.owner_id, wait_s=wait)
-        view = view if is_known else await run_in_threadpool(_view, parts, job_id)
-    headers = _etag(view.job.version)
+        view = view if is_known else await run_in_threadpool(parts.database.run_alone, look)
     if is_known:
-        return Response(status_code=304, headers=headers)
-    response.headers.update(headers)
-    return JobOut.of(view)
+        return Response(status_code=304, headers=_etag(view.job.version))
+    return Response(JobOut.of(view).model_dump_json(), headers=JSON | _etag(view.job.version))
 
 
 @router.patch("/{job_id}")
@@ -132,10 +134,6 @@ def list_artifacts(job_id: JobId, parts: PartsOf) -> ArtifactList:
 
 def _etag(version: int) -> dict[str, str]:
     return {"ETag": f'"{version}"', "Cache-Control": "no-cache"}
-
-
-def _view(parts: Parts, job_id: str) -> JobView:
-    return parts.database.run_alone(lambda session: jobs.view_job(session, job_id))
 
 
 def _is_known(view: JobView, request: Request) -> bool:

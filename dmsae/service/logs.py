@@ -34,8 +34,8 @@ SECRET_TEXT = re.compile(
     """,
     re.IGNORECASE | re.VERBOSE,
 )
-MAY_BE_SECRET = re.compile(r"[:=]|bearer|(?:dmsae|hf)_", re.IGNORECASE)
-"""What every secret text has somewhere: most texts have none of it, and are looked at no further."""
+MARKS = (":", "=", "bearer", "dmsae_", "hf_")
+"""Of which every secret text has one somewhere: most texts have none, and are looked at no further."""
 
 
 def attempt_fields(held: Held) -> AbstractContextManager[None]:
@@ -55,7 +55,8 @@ def job_field(job_id: str) -> AbstractContextManager[None]:
 
 def redact(text: str) -> str:
     """Hide what looks like a password, key or token; everything else stays."""
-    if MAY_BE_SECRET.search(text) is None:
+    lowered = text.lower()
+    if not any(mark in lowered for mark in MARKS):
         return text
     return SECRET_TEXT.sub(lambda found: next((kept for kept in found.groups() if kept), "") + HIDDEN, text)
 
@@ -115,6 +116,8 @@ def _hide_secrets(_logger: Any, _method: str, fields: MutableMapping[str, Any]) 
 def _hidden(value: Any) -> Any:
     if isinstance(value, str):
         return redact(value)
+    if value is None or isinstance(value, int | float):
+        return value
     if isinstance(value, Mapping):
         return {name: HIDDEN if _is_secret(name) else _hidden(item) for name, item in value.items()}
     if isinstance(value, list | tuple):
