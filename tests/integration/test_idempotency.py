@@ -1,22 +1,30 @@
 """A POST with a key is done once, however often and however many at once send it."""
 
-from collections.abc import Iterator
+import json
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from datetime import timedelta
+from functools import partial
 from threading import Barrier
 from typing import Any
 
 import httpx
 import pytest
 from sqlalchemy import func, select, text, update
+from sqlalchemy.orm import Session
 
+from api.examples import JOB_ID
 from dmsae.service import keys
 from dmsae.service.database import Database
 from dmsae.service.idempotency_tables import IdempotencyKey
 from dmsae.service.objects import ObjectStore
 from dmsae.service.settings import Settings
+from dmsae.service.table_base import Table
 from dmsae.service.tables import Job
+from tests import hostile
+from tests.conftest import RunningServices
+from tests.inhabited import PUBLIC_ADDRESS, inhabited
 from tests.serving import served
 from worker.cleaner import Cleaner
 
@@ -50,6 +58,44 @@ def test_twenty_at_once_make_one_job(api: httpx.Client, database: Database) -> N
     assert len({answer.headers["Location"] for answer in answers}) == 1
     assert [answer.headers.get("Idempotency-Replayed") for answer in answers].count("true") == N_AT_ONCE - 1
     assert count(database, Job) == 1
+
+
+MAKES = {
+    "/distillations": "jobs",
+    "/trainings": "jobs",
+    "/probes": "jobs",
+    "/uploads": "uploads",
+    "/keys": "api_keys",
+    "/webhooks": "webhooks",
+}
+"""Calls -> the table of what each makes one of; other POSTs change what is there."""
+
+
+def test_every_post_is_done_once_though_twenty_send_it_at_once(services: RunningServices) -> None:
+    with inhabited(services) as lab, ThreadPoolExecutor(N_AT_ONCE) as pool:
+        told = lab.api.get("/openapi.json").text.replace(JOB_ID, lab.ids["job_id"][0])
+        calls = hostile.calls_of(json.loads(told.replace("example.org", PUBLIC_ADDRESS)))
+        _, _, waiting, _, failed, _ = lab.ids["job_id"]
+        ids = {"group_id": lab.ids["group_id"][0], "core_id": lab.ids["core_id"][1]}
+        posts = [call for call in calls if call.method == "POST"]
+        assert {call.path for call in posts} > MAKES.keys()
+        for call in posts:
+            table = count_of(MAKES.get(call.path, "jobs"))
+            job_id = failed if call.path.endswith("/retry") else waiting
+            path = call.path.format(job_id=job_id, **ids)
+            before = lab.database.run(table)
+            send = partial(lab.api.post, path, json=call.body, headers={"Idempotency-Key": call.path})
+            answers = [each.result() for each in [pool.submit(send) for _ in range(N_AT_ONCE)]]
+            assert {answer.is_success for answer in answers} == {True}, (path, answers[0].text)
+            assert len({(answer.status_code, answer.json().get("id")) for answer in answers}) == 1, path
+            replayed = [answer.headers.get("Idempotency-Replayed") for answer in answers]
+            assert replayed.count("true") == N_AT_ONCE - 1, path
+            assert lab.database.run(table) - before == (call.path in MAKES), path
+
+
+def count_of(table: str) -> Callable[[Session], int]:
+    query = select(func.count()).select_from(Table.metadata.tables[table])
+    return lambda session: session.scalars(query).one()
 
 
 def test_the_same_body_written_otherwise_is_the_same_and_another_one_is_refused(
