@@ -49,7 +49,7 @@ def test_a_prompt_of_ones_own_shows_where_a_latent_fires_and_what_the_model_says
     expect(page.get_by_text("Divergence (KL) between the two")).to_be_visible()
     expect(page.locator(".answer .firing-text").first).to_contain_text(MARKUP)
     assert page.evaluate("window.hacked") is None
-    page.get_by_label("say it with the latent").select_option("steer")
+    page.get_by_label("say it with the latent").press("ArrowDown")  # a choice by input, which may move things
     page.get_by_label("Strength").fill("-2.5")
     page.get_by_role("button", name="Ask").click()
     steered = page.get_by_role("region", name="Likeliest next tokens: steered by -2.5")
