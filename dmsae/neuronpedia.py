@@ -23,9 +23,9 @@ from dmsae.neuronpedia_rows import (
     Row,
     Source,
     activation_rows,
-    dashboard_feature,
+    dashboard_latent,
     describe,
-    feature_row,
+    latent_row,
     rows_about,
 )
 
@@ -139,16 +139,16 @@ def read_records(file: Path) -> Iterator[Row]:
 def _write_batch(
     folder: Path, place: Path, number: int, latents: Sequence[Described], *, source: Source
 ) -> None:
-    features = [feature_row(latent, source) for latent in latents]
+    rows = [latent_row(latent, source) for latent in latents]
     texts = [row for latent in latents for row in activation_rows(latent, source)]
-    _write_rows(place / "features" / f"batch-{number}.jsonl.gz", features)
+    _write_rows(place / "features" / f"batch-{number}.jsonl.gz", rows)
     if texts:
         _write_rows(place / "activations" / f"batch-{number}.jsonl.gz", texts)
     batch = {
         "model_id": source.model_id,
         "layer": source.layer,
         "sae_set": source.source_set,
-        "features": [dashboard_feature(latent, source) for latent in latents],
+        "features": [dashboard_latent(latent, source) for latent in latents],
     }
     file = folder / "saedashboard" / f"batch-{number}.json"
     file.write_text(json.dumps(batch, ensure_ascii=False, allow_nan=False), encoding="utf-8")

@@ -47,7 +47,7 @@ class Described(NamedTuple):
 
     sae_index: int
     """Its row of the SAE."""
-    feature: Row
+    columns: Row
     texts: list[Row]
 
 
@@ -64,7 +64,7 @@ def describe(record: Row, sae_index: int, source: Source) -> Described:
     chosen.sort(key=lambda pair: pair[0]["kind"] != "strongest")
     texts = [_text(snippet, decile, record, rms=rms) for snippet, decile in chosen]
     lens = record["logit_lens"]
-    feature = {
+    columns = {
         "maxActApprox": _short(rms * record["max_activation"]),
         "frac_nonzero": record["density"],
         "pos_str": [entry["token"] for entry in lens["promoted"]],
@@ -76,7 +76,7 @@ def describe(record: Row, sae_index: int, source: Source) -> Described:
             _short(rms * (decile["from"] + decile["to"]) / 2) for decile in reversed(deciles)
         ],
     }
-    return Described(sae_index, feature, texts)
+    return Described(sae_index, columns, texts)
 
 
 def _text(snippet: Row, decile: Row, record: Row, *, rms: float) -> Row:
@@ -128,9 +128,9 @@ def rows_about(source: Source) -> dict[str, Row]:
     }
 
 
-def feature_row(latent: Described, source: Source) -> Row:
+def latent_row(latent: Described, source: Source) -> Row:
     """Give a row of their table of latents."""
-    return {**_place(latent, source), "sourceSetName": source.source_set, **latent.feature}
+    return {**_place(latent, source), "sourceSetName": source.source_set, **latent.columns}
 
 
 def activation_rows(latent: Described, source: Source) -> list[Row]:
@@ -142,9 +142,9 @@ def activation_rows(latent: Described, source: Source) -> list[Row]:
     ]
 
 
-def dashboard_feature(latent: Described, source: Source) -> Row:
+def dashboard_latent(latent: Described, source: Source) -> Row:
     """Give a latent as SAEDashboard's batches hold it; what is not known is empty, and no prompts are 0."""
-    kept = {name: value for name, value in latent.feature.items() if name != "maxActApprox"}
+    kept = {name: value for name, value in latent.columns.items() if name != "maxActApprox"}
     return {
         "feature_index": latent.sae_index,
         **kept,
