@@ -1,11 +1,14 @@
-"""How soon is the list of jobs on the screen, and how much did the browser receive for it?
+"""How soon is the list of jobs on the screen, how soon does it answer, and how much did the browser receive?
 
 `N_JOBS` jobs in services of their own, one real process of the API, and this machine's Chromium, each time
 with nothing cached. Rows, medians of `N_LOADS`:
 
 - `pages.first_paint`: from asking for the page to its first contentful paint, in ms;
 - `pages.first_jobs`: until the first jobs stand in the list, in ms;
-- `pages.sent`: bytes received until then, in kB.
+- `pages.sent`: bytes received until then, in kB;
+- `pages.key`: what one `j` takes, which goes to the next job, in ms;
+- `pages.filtered`: from the last letter in the filter until the one job is found, in ms (250 ms of it wait
+  for another letter).
 
 Each says whether its bar `holds`; without a Chromium there is one row that says so.
 """
@@ -19,7 +22,10 @@ from typing import Any, NamedTuple
 
 from bench.streams import started
 
-BARS = {"first_paint": (1000.0, "ms"), "first_jobs": (1000.0, "ms"), "sent": (500.0, "kB")}
+BARS = {
+    "first_paint": (1000.0, "ms"), "first_jobs": (1000.0, "ms"), "sent": (500.0, "kB"),
+    "key": (16.0, "ms"), "filtered": (1000.0, "ms"),
+}  # fmt: skip
 N_LOADS = 7
 ROWS_SEEN = """
 new MutationObserver((_, observer) => {
@@ -28,6 +34,25 @@ new MutationObserver((_, observer) => {
   observer.disconnect();
 }).observe(document, {childList: true, subtree: true, characterData: true});
 """
+PRESS = """() => {
+  const before = performance.now();
+  for (let n = 0; n < 40; n += 1) {
+    dispatchEvent(new KeyboardEvent("keydown", {key: "j"}));
+    document.activeElement.getBoundingClientRect();
+  }
+  return (performance.now() - before) / 40;
+}"""
+FILTER = """() => new Promise((resolve) => {
+  const before = performance.now();
+  new MutationObserver((_, observer) => {
+    if (document.querySelector("[data-row]")?.textContent !== "planted 9876") return;
+    observer.disconnect();
+    resolve(performance.now() - before);
+  }).observe(document, {childList: true, subtree: true, characterData: true});
+  const field = document.querySelector("[data-filter]");
+  field.value = "planted 9876";
+  field.dispatchEvent(new Event("input", {bubbles: true}));
+})"""
 FIRST_PAINT = "performance.getEntriesByName('first-contentful-paint')[0].startTime"
 
 
@@ -37,6 +62,8 @@ class Load(NamedTuple):
     first_paint: float
     first_jobs: float
     sent: float
+    key: float
+    filtered: float
 
 
 def page_rows(is_wanted: Callable[[str], bool]) -> Iterator[dict[str, Any]]:
@@ -88,4 +115,5 @@ def load_once(browser: Any, url: str) -> Load:
         tab.open("#/jobs")
         tab.page.get_by_role("link", name="planted 1", exact=True).wait_for()
         first_paint, first_jobs = tab.page.evaluate(f"[{FIRST_PAINT}, window.jobsSeenAt]")
-        return Load(first_paint, first_jobs, tab.n_bytes / 1000)
+        sent = tab.n_bytes / 1000
+        return Load(first_paint, first_jobs, sent, tab.page.evaluate(PRESS), tab.page.evaluate(FILTER))

@@ -1,8 +1,11 @@
 """How do facts of the code become Markdown?"""
 
+import re
 from collections.abc import Iterable, Sequence
 
 from markdown.extensions.toc import slugify
+
+METHOD_PART = re.compile(r"\bMETHOD (\d+)")
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -18,8 +21,12 @@ def code(text: object) -> str:
 
 
 def page(title: str, source: str, *parts: str) -> str:
-    """Give a page of the reference: its title, what it was made from, and its parts."""
-    return "\n\n".join([f"# {title}", f"*Made from {source} by `make docs`.*", *filter(None, parts)]) + "\n"
+    """Give a page of the reference: its title, what it was made from, and its parts.
+
+    What a docstring calls `METHOD 4` becomes a link to the method's page.
+    """
+    text = "\n\n".join([f"# {title}", f"*Made from {source} by `make docs`.*", *filter(None, parts)]) + "\n"
+    return METHOD_PART.sub(r"[The method, part \1](../../method.md)", text)
 
 
 def anchor(heading: str) -> str:

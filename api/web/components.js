@@ -158,9 +158,13 @@ export function labelled(text, field, { hint } = {}) {
   return h("div", { class: "field" }, h("label", { for: id }, text), field, help, wrong);
 }
 
-/** A sentence whose `words in backticks` are code. */
+/** A sentence whose `words in backticks` are code, and whose METHOD 4 is a link to the method's page. */
 export function prose(text) {
-  return text.split("`").map((part, index) => (index % 2 ? h("code", {}, part) : part));
+  return text.split(/(`[^`]*`|METHOD \d+)/).map((part, index) => {
+    if (index % 2 === 0) return part;
+    if (part.startsWith("`")) return h("code", {}, part.slice(1, -1));
+    return h("a", { href: "/docs/method/" }, `the method, part ${part.split(" ")[1]}`);
+  });
 }
 
 /** A choice: `options` are texts, or [value, text]. */
