@@ -7,6 +7,7 @@ use case to its JSON, over random latents, jobs and pages:
 - `lineage.story.N`: one latent's whole story;
 - `lineage.origins.N`: the matrix of a distillation of 50 cycles;
 - `lineage.page.N`: a page of `GET /latents`, random filters, every order, from the front or deep inside;
+- `lineage.plans.N`: how many plans, of 200 of each of these questions, read a table from end to end;
 - `lineage.scans.N`: how often Postgres read the tables of latents, places or origins from end to end;
 - `lineage.flat`: the largest growth of a median from the tenth to all.
 """
@@ -15,27 +16,31 @@ import os
 import random
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import psycopg
+from sqlalchemy.orm import Session
 
 from api.latent_schemas import LatentList, StoryOut
 from api.lineage_schemas import OriginsOut
 from bench.claims import database as make_database
 from bench.lineage_rows import LARGE, plant
 from bench.percentiles import p99_row
+from bench.plans import plans_of, read_whole
 from dmsae.local.passwords import generate_passwords
 from dmsae.local.services import choose_ports, services_in, start_service
 from dmsae.service.database import Database
 from dmsae.service.latent_stories import tell_story
-from dmsae.service.latents import LatentFilter, list_latents
+from dmsae.service.latents import LatentFilter, Order, list_latents
 from dmsae.service.lineage import view_origins
 from dmsae.service.paging import encode_cursor
 
 N_ROWS = 10_000_000
 N_ASKED = 1000
+N_EXPLAINED = 200
+Question = Callable[[Session], str]
 BARS_MS = {"story": 5.0, "origins": 5.0, "page": 20.0}
 SCANS = """
 SELECT sum(seq_scan)::bigint FROM pg_stat_user_tables
@@ -60,7 +65,7 @@ def lineage_rows(is_wanted: Callable[[str], bool]) -> Iterator[dict[str, Any]]:
                 n_jobs = plant(url, n_rows=size, first=n_jobs)
                 yield built(size, time.monotonic() - begun)
                 rows = list(measured(url, size, n_jobs))
-                medians.append({row["name"].split(".")[1]: row["median_ms"] for row in rows[:-1]})
+                medians.append({row["name"].split(".")[1]: row["median_ms"] for row in rows[:3]})
                 yield from rows
             growth = {name: medians[1][name] / medians[0][name] for name in BARS_MS}
             yield {"name": "lineage.flat", "value": round(max(growth.values()), 2), "unit": "x", "against": 1}
@@ -80,18 +85,34 @@ def measured(url: str, size: int, n_jobs: int) -> Iterator[dict[str, Any]]:
     with psycopg.connect(url, autocommit=True) as connection:
         ids = [f"job_{draw.randrange(n_jobs):032x}" for _ in range(N_ASKED)]
         before = connection.execute(SCANS).fetchone()
-        asked = {
-            "story": lambda _: story(database, latent_id(draw, n_jobs)),
-            "origins": lambda number: origins(database, ids[number]),
-            "page": lambda number: page(database, draw, ids[number], n_jobs * LARGE.n_latents),
+        asked: dict[str, Callable[[int], Question]] = {
+            "story": lambda _: story(latent_id(draw, n_jobs)),
+            "origins": lambda number: origins(ids[number]),
+            "page": lambda number: page(draw, ids[number], n_jobs * LARGE.n_latents),
         }
         for name, ask in asked.items():
-            yield timed(f"lineage.{name}.{size}", ask, bar_ms=BARS_MS[name])
+            yield timed(f"lineage.{name}.{size}", database, ask, bar_ms=BARS_MS[name])
+        yield explained(size, database, asked)
         database.dispose()
         time.sleep(2)  # Postgres tells of its scans a second late
         after = connection.execute(SCANS).fetchone()
     assert before is not None and after is not None  # noqa: S101, PT018 - sums have one row
     yield {"name": f"lineage.scans.{size}", "value": after[0] - before[0], "unit": "scans", "against": 0}
+
+
+def explained(
+    size: int, database: Database, asked: Mapping[str, Callable[[int], Question]]
+) -> dict[str, Any]:
+    """Count the plans that read a table from end to end, beside that of owners, which is a page long."""
+    plans = [
+        plan
+        for ask in asked.values()
+        for number in range(N_EXPLAINED)
+        for plan in plans_of(database, ask(number))
+    ]
+    whole = [plan for plan in plans if read_whole([plan]) - {"owners"}]
+    row = {"name": f"lineage.plans.{size}", "value": len(whole), "unit": "plans", "against": 0}
+    return row | {"n_explained": len(plans), "worst": whole[:1]}
 
 
 def latent_id(draw: random.Random, n_jobs: int) -> str:
@@ -101,21 +122,19 @@ def latent_id(draw: random.Random, n_jobs: int) -> str:
     return f"job_{draw.randrange(n_jobs):032x}.{born}.{row}"
 
 
-def story(database: Database, latent_id: str) -> str:
+def story(latent_id: str) -> Question:
     """Tell one latent's story."""
-    with database.session_scope() as session:
-        return StoryOut.of_story(tell_story(session, latent_id)).model_dump_json()
+    return lambda session: StoryOut.of_story(tell_story(session, latent_id)).model_dump_json()
 
 
-def origins(database: Database, job_id: str) -> str:
+def origins(job_id: str) -> Question:
     """Give a distillation's matrix."""
-    with database.session_scope() as session:
-        return OriginsOut.of(view_origins(session, job_id)).model_dump_json()
+    return lambda session: OriginsOut.of(view_origins(session, job_id)).model_dump_json()
 
 
-def page(database: Database, draw: random.Random, job_id: str, n_latents: int) -> str:
+def page(draw: random.Random, job_id: str, n_latents: int) -> Question:
     """Give one page of latents."""
-    order = draw.choice(["oldest", "newest", "times_selected", "last_share", "max_share"])
+    order: Order = draw.choice(["oldest", "newest", "times_selected", "last_share", "max_share"])
     keys = {"times_selected": [draw.randrange(1, 10)], "last_share": [draw.random() / 100]}
     key = {**keys, "max_share": [0.01 + draw.random() / 100]}.get(order, [])
     cursor = draw.choice([None, encode_cursor([order, *key, draw.randrange(n_latents)])])
@@ -126,15 +145,21 @@ def page(database: Database, draw: random.Random, job_id: str, n_latents: int) -
         min_last_share=draw.choice([None, 0.009]),
         is_alive=draw.choice([None, True, False]),
     )
-    with database.session_scope() as session:
-        return LatentList.of(list_latents(session, wanted, order=order, cursor=cursor)).model_dump_json()
+
+    def read(session: Session) -> str:
+        found = list_latents(session, wanted, order=order, cursor=cursor)
+        return LatentList.of(found).model_dump_json()
+
+    return read
 
 
-def timed(name: str, ask: Callable[[int], object], *, bar_ms: float) -> dict[str, Any]:
+def timed(name: str, database: Database, ask: Callable[[int], Question], *, bar_ms: float) -> dict[str, Any]:
     """Ask again and again, and give the 99th percentile, the first tenth left out as warming up."""
     seconds = []
     for number in range(N_ASKED):
+        question = ask(number)
         begun = time.perf_counter()
-        ask(number)
+        with database.session_scope() as session:
+            question(session)
         seconds.append(time.perf_counter() - begun)
     return p99_row(name, seconds[N_ASKED // 10 :], bar_ms=bar_ms)

@@ -81,7 +81,8 @@ def run_schemathesis(
 def with_ids(document: dict[str, Any], ids: Mapping[str, Sequence[str]]) -> dict[str, Any]:
     """Suggest ids of what is there: else every call ends at 404.
 
-    An Idempotency-Key is not suggested: with the same one each time, all that follow are refused for it.
+    But where an unknown one is no fault: there an empty list is answered. An Idempotency-Key is not suggested:
+    with the same one each time, all that follow are refused for it.
     """
     told = json.dumps(document).replace(JOB_ID, ids["job_id"][0]).replace("example.org", PUBLIC_ADDRESS)
     made: dict[str, Any] = json.loads(told)
@@ -89,7 +90,7 @@ def with_ids(document: dict[str, Any], ids: Mapping[str, Sequence[str]]) -> dict
     for call in calls:
         found = [given for given in call.get("parameters", []) if given["name"] != "Idempotency-Key"]
         call["parameters"] = found
-        for given in found:
+        for given in (each for each in found if each["required"]):
             given["schema"] = _suggested(given["name"], given["schema"], ids)
     schemas = made["components"]["schemas"]
     for name in _reached(schemas, [call.get("requestBody") for call in calls]):

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from sqlalchemy import select, union_all
+from sqlalchemy import select, true, union_all
 from sqlalchemy.orm import Session
 
 from dmsae.errors import NotFound
@@ -147,10 +147,12 @@ def view_origins(session: Session, job_id: str) -> Origins:
         NotFound: there is no such job.
     """
     find_job(session, job_id)
-    counted = (Cycle.index, CycleOrigin.origin_job_id, CycleOrigin.origin_cycle, CycleOrigin.n_latents)
+    counted = select(CycleOrigin.origin_job_id, CycleOrigin.origin_cycle, CycleOrigin.n_latents)
+    # The offset keeps the origins of each cycle a question of its own: else Postgres may read all there are.
+    of_cycle = counted.where(CycleOrigin.cycle_id == Cycle.id).offset(0).lateral()
     found = session.execute(
-        select(*counted)
-        .outerjoin(CycleOrigin, CycleOrigin.cycle_id == Cycle.id)
+        select(Cycle.index, *of_cycle.c)
+        .outerjoin(of_cycle, true())
         .where(Cycle.job_id == job_id, Cycle.state == "succeeded")
     ).all()
     cycles = sorted({row[0] for row in found})
