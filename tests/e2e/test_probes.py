@@ -1,9 +1,12 @@
 """Probes over a real worker: two jobs of the same bits, asked over HTTP, by the client and in a shell."""
 
 import json
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from safetensors.numpy import load_file
 from typer.testing import CliRunner
 
 from dmsae import cli
@@ -71,38 +74,41 @@ def test_twins_match_latent_by_latent_and_their_stories_say_so(site: Site, twins
     assert found[0]["best_cosine_random"] == pytest.approx(result["best_cosine_random"])
 
 
-def test_an_uploaded_folder_is_matched_from_the_shell(
-    site: Site, twins: list[str], url: str, tmp_path: Any
+def match_in_shell(url: str, job_id: str, place: Path) -> dict[str, Any]:
+    arguments = ["probe", "match", job_id, "--folder", str(place), "--tokens", "300", "--json"]
+    done = CliRunner().invoke(cli.app, [*arguments, "--url", url])
+    assert done.exit_code == 0, done.output
+    result: dict[str, Any] = json.loads(done.stdout)["result"]
+    return result
+
+
+def test_an_uploaded_folder_is_matched_from_the_shell_and_a_file_of_arrays_too(
+    site: Site, twins: list[str], url: str, tmp_path: Path
 ) -> None:
     folder = site.download(twins[0], tmp_path) / "2" / "sae"
-    arguments = [
-        "probe",
-        "match",
-        twins[0],
-        "--folder",
-        str(folder),
-        "--tokens",
-        "300",
-        "--json",
-        "--url",
-        url,
-    ]
-    done = CliRunner().invoke(cli.app, arguments)
-    assert done.exit_code == 0, done.output
-    result = json.loads(done.stdout)["result"]
-    core = core_of(site, twins[0])
-    assert {match["core_index"]: match["other_index"] for match in result["matches"]} == {
-        latent["core_index"]: latent["sae_index"] for latent in core
-    }
-    assert result["n_tokens"] == 300
+    arrays = load_file(folder / "sae_weights.safetensors")
+    arrays["b_enc"] -= arrays["b_dec"] @ arrays["W_enc"]  # such a file's encoder subtracts no decoder bias
+    np.savez(tmp_path / "params.npz", **arrays)
+    rows = {latent["core_index"]: latent["sae_index"] for latent in core_of(site, twins[0])}
+    for place in (folder, tmp_path / "params.npz"):
+        result = match_in_shell(url, twins[0], place)
+        assert {match["core_index"]: match["other_index"] for match in result["matches"]} == rows
+        assert result["n_tokens"] == 300
+        correlations = [match["firing_correlation"] for match in result["matches"]]
+        assert [found for found in correlations if found is not None] == pytest.approx(
+            [1] * sum(found is not None for found in correlations), abs=1e-3
+        )
 
 
-def test_a_logit_lens_is_shown_in_the_shell_and_a_prompt_too_long_is_refused_there(
+def test_a_logit_lens_of_a_published_core_is_shown_in_the_shell_and_a_prompt_too_long_is_refused_there(
     site: Site, twins: list[str], url: str
 ) -> None:
-    latent = core_of(site, twins[0])[0]["latent_id"]
+    core = site.get(f"/distillations/{twins[0]}/core")
+    latent = core["items"][0]["latent_id"]
+    named = site.http.post(f"/cores/{core['core_id']}/publish", json={"name": "lab/twin"}).json()
     shown = CliRunner().invoke(
-        cli.app, ["probe", "logit-lens", f"{twins[0]}.2", "--latent", latent, "--json", "--url", url]
+        cli.app,
+        ["probe", "logit-lens", named["published_as"], "--latent", latent, "--json", "--url", url],
     )
     assert shown.exit_code == 0, shown.output
     (lens,) = json.loads(shown.stdout)["result"]["latents"]
