@@ -1,6 +1,6 @@
 // Where does a job stand? Cycle, tokens, speed, time left, and in one sentence why it waits or how it ended.
 
-import { badge, bar, card, stat } from "/ui/components.js";
+import { badge, bar, card, prose, stat } from "/ui/components.js";
 import { fill, h, say } from "/ui/dom.js";
 import { count, duration, figure, moment, percent } from "/ui/format.js";
 
@@ -35,7 +35,7 @@ export class Standing {
     const latest = progress.latest ?? (progress.phase === null ? last : null) ?? {};
     if (this.word !== job.state) fill(this.state, badge((this.word = job.state)));
     say(this.why, whyOf(job));
-    say(this.advice, this.adviceFor(job));
+    this.advise(this.adviceFor(job));
     this.bar.set(shareDone(job));
     const { stats } = this;
     stats.cycle.set(progress.cycle_index === null ? `${progress.n_cycles_done} of ${progress.n_cycles} done` : `${progress.cycle_index + 1} of ${progress.n_cycles}`);
@@ -47,6 +47,12 @@ export class Standing {
     stats.l0.set(figure(latest.l0));
     stats.variance.set(percent(latest.explained_variance));
     say(this.times, timesOf(job));
+  }
+
+  advise(sentence) {
+    if (sentence === this.advised) return;
+    this.advised = sentence;
+    fill(this.advice, sentence && prose(sentence));
   }
 }
 

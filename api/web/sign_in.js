@@ -1,6 +1,6 @@
 // How does somebody sign in? By the API key, which this tab keeps until it is closed and nobody else sees.
 
-import { button, labelled, pageHead } from "/ui/components.js";
+import { button, labelled, pageHead, prose } from "/ui/components.js";
 import { fill, h } from "/ui/dom.js";
 import { get, keyInUse, useKey } from "/ui/service.js";
 
@@ -8,7 +8,7 @@ import { get, keyInUse, useKey } from "/ui/service.js";
 export function signIn(root, refusal, { done }) {
   const had = keyInUse();
   const field = h("input", { type: "password", autocomplete: "off", spellcheck: "false", required: true });
-  const place = labelled("API key", field, { hint: "Made by an administrator with `dmsae keys create`." });
+  const place = labelled("API key", field, { hint: prose("Made by an administrator with `dmsae keys create`.") });
   async function enter(event) {
     event.preventDefault();
     const key = field.value.trim();

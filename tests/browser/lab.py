@@ -17,6 +17,7 @@ HELD_JOB = "dst_00000050"
 MARKUP = '<img src="x" onerror="window.hacked = true"><script>window.hacked = true</script>'
 """What would run, were it ever taken for anything but text."""
 SMALL: dict[str, Any] = {"training": {"n_tokens": 16_384}, "attribution": {"n_tokens": 1000}}
+ERROR = {"code": "disk_full", "message": "The disk is full.", "param": None, "retryable": True}
 
 OWNERS = """
 INSERT INTO owners (id, name)
@@ -24,12 +25,13 @@ SELECT 'own_' || name, name FROM unnest(ARRAY['ada', 'grace', 'emmy', 'sofia']) 
 """
 JOBS = """
 INSERT INTO jobs (id, kind, owner_id, state, state_reason, held, priority, spec_version, name, tags, config,
-    created_at, started_at, finished_at)
+    error, created_at, started_at, finished_at)
 SELECT 'dst_' || lpad(i::text, 8, '0'), 'distillation',
     'own_' || (ARRAY['ada', 'grace', 'emmy', 'sofia'])[1 + i %% 4],
     state, CASE state WHEN 'failed' THEN 'Cycle 0 failed: the disk of its worker is full.' END,
     state = 'queued', 'normal', %(spec_version)s, 'planted ' || i, ARRAY['planted', 'year-' || i / 1000],
-    %(config)s, began, CASE WHEN state <> 'queued' THEN began END,
+    %(config)s, CASE state WHEN 'failed' THEN %(error)s::jsonb END, began,
+    CASE WHEN state <> 'queued' THEN began END,
     CASE WHEN state <> 'queued' THEN began + interval '1 hour' END
 FROM generate_series(1, %(n)s) AS i,
     LATERAL (SELECT (ARRAY['succeeded', 'succeeded', 'failed', 'succeeded', 'cancelled', 'queued'])
@@ -48,7 +50,7 @@ FROM jobs WHERE 'planted' = ANY (tags)
 def plant_jobs(server_url: str, n: int = N_JOBS) -> None:
     """Put jobs of several owners and states into a database; those that are queued are held."""
     config = DistillationConfig.model_validate(PRESETS["demo"]).model_dump(mode="json")
-    given = {"n": n, "spec_version": SPEC_VERSION, "config": json.dumps(config)}
+    given = {"n": n, "spec_version": SPEC_VERSION, "config": json.dumps(config), "error": json.dumps(ERROR)}
     with psycopg.connect(server_url, autocommit=True) as connection:
         for statement in (OWNERS, JOBS, CYCLES):
             connection.execute(statement, given)

@@ -40,6 +40,13 @@ def test_jobs_are_narrowed_by_owner_and_state_and_turned_page_by_page(tab: Tab) 
     expect(page.get_by_role("link", name=newest[0], exact=True)).to_be_visible()
 
 
+def test_a_failed_job_says_why_and_what_to_do(tab: Tab) -> None:
+    page = tab.show("#/jobs/dst_00000002", "planted 2")
+    expect(page.get_by_text("Cycle 0 failed: the disk of its worker is full.")).to_be_visible()
+    expect(page.get_by_text("Make room on the worker's disk, then retry.")).to_be_visible()
+    expect(page.get_by_role("button", name="Retry")).to_be_enabled()
+
+
 def test_what_comes_while_one_reads_waits_for_a_click_and_what_changes_moves_nothing(
     lab: Lab, tab: Tab
 ) -> None:

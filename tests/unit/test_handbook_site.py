@@ -119,7 +119,7 @@ def test_the_reference_names_every_command_call_setting_variable_and_code(site: 
     assert all(f"<code>{name}</code>" in errors for name in (*FAILURES, "rate_limited", "key_expired"))
     told_of = json.loads((FOLDER / "failures.json").read_text(encoding="utf-8"))
     assert told_of.keys() == FAILURES.keys()
-    assert errors.count("Clone the job with a smaller lr.") == 1
+    assert errors.count("Clone the job with a smaller <code>training.lr</code>.") == 1
     settings = text_of(site, "handbook/reference/job_settings")
     assert all(name in settings for name in ("attribution_fraction", "block_widths", "min_selected"))
 

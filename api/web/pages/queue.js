@@ -231,8 +231,10 @@ function ownersCard() {
     ],
     { caption: "What each owner used of the devices in the last seven days", key: (owner) => owner.owner },
   );
+  const node = card("Shares over the week", none, table);
+  node.classList.add("shares");
   return {
-    node: card("Shares over the week", none, table),
+    node,
     show: ({ owners }) => {
       none.hidden = owners.length > 0;
       table.hidden = owners.length === 0;
