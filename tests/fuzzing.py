@@ -81,8 +81,8 @@ def run_schemathesis(
 def with_ids(document: dict[str, Any], ids: Mapping[str, Sequence[str]]) -> dict[str, Any]:
     """Suggest ids of what is there: else every call ends at 404.
 
-    But where an unknown one is no fault: there an empty list is answered. An Idempotency-Key is not suggested:
-    with the same one each time, all that follow are refused for it.
+    But where an unknown one is no fault: there an empty list is answered. No Idempotency-Key either: with the
+    same one each time, all that follow are refused for it.
     """
     told = json.dumps(document).replace(JOB_ID, ids["job_id"][0]).replace("example.org", PUBLIC_ADDRESS)
     made: dict[str, Any] = json.loads(told)

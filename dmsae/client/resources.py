@@ -114,14 +114,15 @@ class Jobs(Resource[S]):
         *,
         state: str | None = None,
         kind: str | None = None,
+        group_id: str | None = None,
         owner: str | None = None,
         tag: str | None = None,
         model: str | None = None,
         text: str | None = None,
     ) -> RowSteps:
-        """Go through jobs, the newest first, by what they are to have."""
-        wanted = {"state": state, "kind": kind, "owner": owner, "tag": tag, "model": model, "text": text}
-        return pages("/jobs", wanted)
+        """Go through jobs, the newest first, by what they are to have; of a model's name a part is enough."""
+        things = {"state": state, "kind": kind, "group_id": group_id}
+        return pages("/jobs", {**things, "owner": owner, "tag": tag, "model": model, "text": text})
 
     @call
     def wait(self, job_id: str, *, timeout_s: float | None = None) -> Steps[Answer]:

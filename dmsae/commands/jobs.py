@@ -44,7 +44,11 @@ def show_job(
 @job_app.command("list")
 def list_jobs(
     state: Annotated[str | None, typer.Option("--state", help="queued, running, succeeded, ...")] = None,
+    kind: Annotated[str | None, typer.Option("--kind", help="distillation, training or probe.")] = None,
+    group: Annotated[str | None, typer.Option("--group", help="Id of a group.")] = None,
     owner: Annotated[str | None, typer.Option("--owner")] = None,
+    tag: Annotated[str | None, typer.Option("--tag")] = None,
+    model: Annotated[str | None, typer.Option("--model", help="Part of the model's name.")] = None,
     text: Annotated[str | None, typer.Option("--text", help="Part of its name or notes.")] = None,
     most: Annotated[int, typer.Option("--most", min=1, help="Stop after so many.")] = 50,
     as_json: AsJson = False,
@@ -54,7 +58,10 @@ def list_jobs(
 ) -> None:
     """List jobs, the newest first."""
     with connect(url, key, data) as client:
-        found = list(islice(client.jobs.find(state=state, owner=owner, text=text), most))
+        jobs = client.jobs.find(
+            state=state, kind=kind, group_id=group, owner=owner, tag=tag, model=model, text=text
+        )
+        found = list(islice(jobs, most))
     if as_json:
         print_lines(found)
         return

@@ -211,6 +211,9 @@ def test_a_wait_ends_when_the_job_is_cancelled_elsewhere(lab: Lab) -> None:
     assert [line["seq"] for line in lines] == list(range(1, len(lines) + 1))
     assert "cancelled" in lines[-1]["kind"]
     assert job_id in lab.run("job", "list", "--state", "cancelled", "--json")
+    of_kind = ("job", "list", "--kind", "distillation", "--json", "--model")
+    assert job_id in lab.run(*of_kind, "SMOLLM2")
+    assert job_id not in lab.run(*of_kind, "gemma")
     assert json.loads(lab.run("queue", "show", "--json"))["is_paused"] is False
     for shown in (("job", "list"), ("queue", "show"), ("status", job_id)):
         assert lab.run(*shown).strip()
