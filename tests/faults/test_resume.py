@@ -16,9 +16,9 @@ from sqlalchemy import func, select
 from dmsae.service.objects import ObjectStore
 from dmsae.service.settings import settings_from
 from dmsae.service.tables import Attempt, Checkpoint, Cycle, MetricPoint
-from tests.faults.crew import RealCrew, in_full, wait_for
+from tests.faults.crew import IS_FULL, RealCrew, in_full, wait_for
 from tests.planting import outcomes
-from tests.tiny import tiny_config
+from tests.tiny import tiny_config, uncompiled_config
 
 N_KILLS = int(os.environ.get("DMSAE_FAULT_KILLS", "3"))
 N_CYCLES = 1 if N_KILLS < 20 else 2
@@ -31,10 +31,11 @@ LONGEST_S = 6.0 / len(DEVICES)
 
 
 def small_config(crew: RealCrew) -> dict[str, Any]:
-    """Give the settings of cycles that train for a second or two each."""
+    """Give the settings of cycles that train for a second or two each, in full by the fast step."""
     training = {"n_tokens": 196_608, "epochs": 6}
     model = crew.folder / "models" / "tiny"
-    return tiny_config(model, n_cycles=N_CYCLES, training=training)
+    make_config = tiny_config if IS_FULL else uncompiled_config
+    return make_config(model, n_cycles=N_CYCLES, training=training)
 
 
 def n_points(crew: RealCrew, job_id: str) -> int:

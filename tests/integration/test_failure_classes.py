@@ -16,7 +16,7 @@ from dmsae.service.recording import RetryPolicy, record_crash, record_hand_back
 from dmsae.service.retrying import retry_job
 from dmsae.service.tables import Cycle, Event, Job
 from tests.planting import outcomes, plant_job, plant_worker
-from tests.tiny import save_tiny_model, tiny_config
+from tests.tiny import save_tiny_model, uncompiled_config
 from tests.worker_bench import Bench
 from worker.oom import count_oom_kills
 from worker.runtime import TRAINER_COMMAND
@@ -77,7 +77,7 @@ def line(database: Database) -> Line:
 
 def plant_real(bench: Bench, folder: Path, **overrides: Any) -> None:
     """Plant a job of the real trainer, on a tiny model."""
-    settings = tiny_config(save_tiny_model(folder / "model"), n_cycles=1, **overrides)
+    settings = uncompiled_config(save_tiny_model(folder / "model"), n_cycles=1, **overrides)
     config = DistillationConfig.model_validate(settings).model_dump(mode="json")
     bench.plant()
     with bench.database.session_scope() as session:
@@ -243,7 +243,7 @@ def test_the_kernels_counts_are_read_where_there_are_any(tmp_path: Path) -> None
 def test_a_real_trainer_that_ran_out_of_memory_succeeds_in_parts_and_says_so(
     bench: Bench, tmp_path: Path
 ) -> None:
-    plant_real(bench, tmp_path, training={"n_tokens": 2048, "step": "plain"})
+    plant_real(bench, tmp_path, training={"n_tokens": 2048})
     bench.runtime.settings = bench.runtime.settings.model_copy(update={"max_attempts": 1})
     bench.runtime.command = (sys.executable, "-c", OUT_OF_MEMORY_UNLESS_IN_PARTS)
     assert [bench.run(), bench.run()] == ["crashed", "succeeded"]

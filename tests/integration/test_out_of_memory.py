@@ -9,7 +9,7 @@ from sqlalchemy import update
 
 from dmsae.config import DistillationConfig
 from dmsae.service.tables import Job
-from tests.tiny import save_tiny_model, tiny_config
+from tests.tiny import save_tiny_model, uncompiled_config
 from tests.worker_bench import Bench
 
 ADDRESS_SPACE = 6 * 10**9
@@ -25,7 +25,7 @@ def test_a_job_without_the_memory_for_it_is_told_the_estimate_the_device_and_wha
     bench: Bench, tmp_path: Path
 ) -> None:
     model = save_tiny_model(tmp_path / "model")
-    settings = tiny_config(model)
+    settings = uncompiled_config(model)
     settings["sae"] = {**settings["sae"], "n_latents": 16_000_000}
     config = DistillationConfig.model_validate(settings).model_dump(mode="json")
     bench.plant()
