@@ -7,7 +7,9 @@ PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do \
   $$p -c 'import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null && echo $$p && break; done)
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
-PYTEST_ARGS ?= --numprocesses 2
+# a process more than two cores: tests of whole sites wait more than they compute; each may take 4 GB
+N_PROCESSES = $(shell $(BIN)/python -c 'import os; print(3 if os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") > 15e9 else 2)')
+PYTEST_ARGS ?= --numprocesses $(N_PROCESSES)
 unexport PYTHONDONTWRITEBYTECODE  # some set it: then each of the tests' processes would compile our modules anew
 
 help:  ## Say what each command does

@@ -32,7 +32,7 @@ SHORT_TIMES = {"lease_s": 2.0, "heartbeat_s": 0.5, "sweep_s": 0.5, "idle_wake_s"
 
 
 class RoomScheduling(LoadScopeScheduling):
-    """With `-n 2`, gives each file and each whole room to one process, in the order of their names.
+    """With `-n`, gives each file and each whole room to one process, in the order of their names.
 
     So those begin first which take longest and wait more than they compute.
     """
