@@ -16,6 +16,7 @@ from sqlalchemy import Engine, QueuePool, create_engine, event
 from sqlalchemy.exc import DBAPIError, InvalidatePoolError, StatementError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.orm import Session
+from sqlalchemy.pool import ConnectionPoolEntry
 
 from dmsae.errors import DatabaseRefused, DmsaeError, Unavailable
 
@@ -30,6 +31,7 @@ log = structlog.get_logger()
 APPLICATION_NAME = "dmsae"
 """How Postgres lists the connections of API, workers and sweeper."""
 WAKE_UPS = "wake_ups"
+LAY_THERE = "lay_there"
 RETRIED = (psycopg.errors.DeadlockDetected, psycopg.errors.SerializationFailure)
 N_TRIES = 5
 CONNECTION = {
@@ -146,12 +148,18 @@ def _make_engine(url: str, pool_size: int, **options: Any) -> Engine:
     return engine
 
 
-def _refuse_ended(driver: psycopg.Connection, *_: object) -> None:
+def _refuse_ended(driver: psycopg.Connection, record: ConnectionPoolEntry, _: object) -> None:
     """Have the pool make a connection anew that was ended while it lay there.
+
+    One that was made for this very use is taken as it is: refusing that too would be an error of the pool's,
+    where Postgres is away and the first statement says so.
 
     Raises:
         InvalidatePoolError: this one was, and so most likely all others of its age.
     """
+    if not record.info.get(LAY_THERE):
+        record.info[LAY_THERE] = True
+        return
     if driver.closed:
         raise InvalidatePoolError()
     end = select.poll()

@@ -4,15 +4,18 @@ import socket
 import threading
 import time
 from collections.abc import Callable
+from select import select as select_ready
 
+import psycopg
 import pytest
-from sqlalchemy import BigInteger, Text, bindparam, cast, func, select, text, update
+from sqlalchemy import BigInteger, Text, bindparam, cast, event, func, select, text, update
 from sqlalchemy.orm import Session
 
 from dmsae.errors import DatabaseRefused, DmsaeError, Unavailable
 from dmsae.service.database import Database, wake_after_commit
 from dmsae.service.leadership import Leadership
 from dmsae.service.prepared import Prepared
+from dmsae.service.settings import Settings
 from dmsae.service.tables import Owner
 from tests.planting import plant_owner
 
@@ -52,6 +55,27 @@ def test_what_postgres_refuses_is_told_without_statement_or_values(
     assert not [text for text in told if SECRET in text]
     with pytest.raises(DatabaseRefused), database.session_scope() as session:
         use_case(session)
+
+
+def test_connections_that_end_as_soon_as_they_are_made_are_an_outage(
+    database: Database, settings: Settings
+) -> None:
+    database.run(plant_owner)
+    url = settings.database_url.get_secret_value().replace("+psycopg", "")
+    with psycopg.connect(url, autocommit=True) as killer:
+
+        def end(driver: psycopg.Connection, _: object = None) -> None:
+            killer.execute("SELECT pg_terminate_backend(%s)", [driver.info.backend_pid])
+            assert select_ready([driver.fileno()], [], [], 10)[0]
+
+        with database.engine.connect() as pooled:
+            pid = pooled.scalar(select(func.pg_backend_pid()))
+        event.listen(database.engine, "connect", end)
+        killer.execute("SELECT pg_terminate_backend(%s, 10000)", [pid])
+        with pytest.raises(Unavailable):
+            database.run(plant_owner)
+    event.remove(database.engine, "connect", end)
+    assert database.run(lambda session: session.scalar(select(func.count()).select_from(Owner))) == 1
 
 
 def test_what_the_driver_sends_itself_fails_as_all_else_does_and_is_sent_again(database: Database) -> None:
