@@ -18,13 +18,11 @@ from tests.inhabited import Inhabited, inhabited
 
 N_EXAMPLES = int(os.environ.get("DMSAE_FUZZ", "0"))
 pytestmark = pytest.mark.timeout(7200 if N_EXAMPLES else 280)
+PHASES = ("examples", "fuzzing", "stateful")
 AGAINST_ITSELF = "^(DELETE /keys/|PATCH /admin/owners/)"
 """Calls that would end the run's own key, or leave its owner no quota: in a run of their own, at the end."""
 NEVER_DONE = {"GET /latents/{latent_id}/snippets"}
 """Its texts would lie in the store: test_snippet_api.py."""
-
-
-PHASES = ("examples", "fuzzing", "stateful")
 
 
 def test_no_request_that_the_document_suggests_makes_the_service_lie(
