@@ -289,6 +289,10 @@ def test_an_output_folder_that_holds_something_is_refused_before_anything_runs(t
     assert "must be absent or an empty folder" in capsys.readouterr().err
 
 
+PLAIN = {"step": "plain"}
+"""For a process whose bits do not matter: it need not compile the fast step, which takes seconds."""
+
+
 def trainer(*arguments):
     return [sys.executable, "-m", "dmsae.cycle", *map(str, arguments)]
 
@@ -309,7 +313,7 @@ def test_a_process_runs_a_cycle_and_speaks_the_protocol_alone(model, chain, tmp_
 
 @pytest.mark.slow
 def test_a_process_that_fails_says_why_last_and_exits_3(tmp_path):
-    spec = write_spec(tmp_path / "spec.json", tiny_spec(tmp_path / "nowhere"))
+    spec = write_spec(tmp_path / "spec.json", tiny_spec(tmp_path / "nowhere", training=PLAIN))
     done = subprocess.run(
         trainer(spec, tmp_path / "out", "--cache", tmp_path),
         capture_output=True,
@@ -324,7 +328,7 @@ def test_a_process_that_fails_says_why_last_and_exits_3(tmp_path):
 
 @pytest.mark.slow
 def test_a_supervised_trainer_ends_in_the_middle_of_training_when_its_stdin_closes(model, tmp_path):
-    long = tiny_spec(model, training={"n_tokens": None, "epochs": 10_000})
+    long = tiny_spec(model, training={"n_tokens": None, "epochs": 10_000, **PLAIN})
     spec = write_spec(tmp_path / "spec.json", long)
     command = trainer(spec, tmp_path / "out", "--cache", tmp_path, "--supervised")
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:

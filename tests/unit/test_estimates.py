@@ -86,7 +86,6 @@ SMALL: dict[str, Any] = {
     [
         (512, {"sae": {"n_latents": 24_576}, "training": {"step": "plain"}}, "training"),
         (512, {"sae": {"n_latents": 24_576}, "training": {"step": "fast"}}, "evaluating"),
-        (60_000, {"sae": {"block_widths": [128]}, "training": {"step": "plain"}}, "evaluating"),
         (60_000, {"sae": {"block_widths": [128]}, "training": {"step": "fast"}}, "evaluating"),
     ],
 )
