@@ -75,7 +75,7 @@ def _partial(section: type[BaseModel], name: str, **other: FieldInfo) -> type[Ba
     """Make a model with the same fields, rules and texts, none of them required; `other` replace some."""
     given = {**section.model_fields, **other}
     fields: dict[str, Any] = {key: _optional(info, f"{name}{key.title()}") for key, info in given.items()}
-    return create_model(name, __base__=Partial, __doc__=section.__doc__, **fields)
+    return create_model(name, __base__=PartialSection, __doc__=section.__doc__, **fields)
 
 
 def _optional(info: FieldInfo, name: str) -> tuple[Any, Any]:
@@ -100,6 +100,12 @@ class Partial(BaseModel):
     """Base of what a client sends: unknown fields are refused, numbers strict; what is left out is unset."""
 
     model_config = ConfigDict(extra="forbid", strict=True, use_attribute_docstrings=True, allow_inf_nan=False)
+
+
+class PartialSection(Partial):
+    """Base of what is made from a section of the config: its fields bring their texts along."""
+
+    model_config = ConfigDict(use_attribute_docstrings=False)
 
 
 if TYPE_CHECKING:
@@ -179,7 +185,7 @@ class JobRequest(Partial):
         return self
 
 
-class DistillationRequest(JobRequest, Settings):
+class DistillationRequest(JobRequest, Settings, use_attribute_docstrings=True):
     """A distillation to run: a preset, and whatever is set otherwise. Several chains make a group of jobs."""
 
     builds = DistillationConfig
@@ -188,7 +194,7 @@ class DistillationRequest(JobRequest, Settings):
     """What a clone is to have otherwise; a model, text or core replaces the job's as a whole."""
 
 
-class TrainingRequest(JobRequest, TrainingSettings):
+class TrainingRequest(JobRequest, TrainingSettings, use_attribute_docstrings=True):
     """A training to run: its core; what is not set is as in the job that the core comes from."""
 
     builds = CoreTrainingConfig
