@@ -9,6 +9,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 from sqlalchemy import select, text
@@ -114,6 +115,7 @@ class Fray:
         self.is_calm.set()
         for thread in threads[: len(rough)]:
             thread.join(LONGEST_S)
+        self.release_all()
         deadline = time.monotonic() + LONGEST_S
         while not self.is_done() and time.monotonic() < deadline and not self.failures:
             time.sleep(0.02)
@@ -129,6 +131,12 @@ class Fray:
         except BaseException as error:  # noqa: BLE001 - told by the main thread
             self.failures.append(error)
             self.is_calm.set()
+
+    def release_all(self) -> None:
+        """Release what is still held: a job that failed while somebody held it, and was retried."""
+        for job_id in self.jobs:
+            with suppress(Conflict, Deleted):
+                self.database.run(lambda s, job_id=job_id: release_job(s, job_id))
 
     def is_done(self) -> bool:
         with self.database.session_scope() as session:

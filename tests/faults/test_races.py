@@ -89,7 +89,7 @@ def assert_ended_once(database: Database, job_id: str) -> None:
         n_won = session.scalars(
             won.select_from(Attempt).where(Attempt.outcome == "succeeded").group_by(Cycle.id)
         ).all()
-    assert job.state in FINAL_JOB_STATES
+    assert job.state in FINAL_JOB_STATES, f"{job.state}, held: {job.held}, {states}"
     assert list(seqs) == list(range(1, len(seqs) + 1))
     assert job.event_seq == len(seqs)
     told = [k for k in kinds if k in ("job_retried", "job_cancelling") or k[4:] in FINAL_JOB_STATES]
