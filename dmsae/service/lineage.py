@@ -5,13 +5,26 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from sqlalchemy import select, true, union_all
+from sqlalchemy import bindparam, select, true, union_all
 from sqlalchemy.orm import Session
 
 from dmsae.errors import NotFound
 from dmsae.service.jobs import find_job
 from dmsae.service.paging import Page, decode_cursor, make_page
 from dmsae.service.tables import Core, CoreLatent, Cycle, CycleOrigin, Latent
+
+_OF_CYCLE = (
+    select(CycleOrigin.origin_job_id, CycleOrigin.origin_cycle, CycleOrigin.n_latents)
+    .where(CycleOrigin.cycle_id == Cycle.id)
+    .offset(0)
+    .lateral()
+)
+COUNTED = (
+    select(Cycle.index, *_OF_CYCLE.c)
+    .outerjoin(_OF_CYCLE, true())
+    .where(Cycle.job_id == bindparam("job_id"), Cycle.state == "succeeded")
+)
+"""Each cycle's origins. By the offset those of each cycle are a question of its own: else all may be read."""
 
 
 @dataclass(frozen=True)
@@ -147,14 +160,7 @@ def view_origins(session: Session, job_id: str) -> Origins:
         NotFound: there is no such job.
     """
     find_job(session, job_id)
-    counted = select(CycleOrigin.origin_job_id, CycleOrigin.origin_cycle, CycleOrigin.n_latents)
-    # The offset keeps the origins of each cycle a question of its own: else Postgres may read all there are.
-    of_cycle = counted.where(CycleOrigin.cycle_id == Cycle.id).offset(0).lateral()
-    found = session.execute(
-        select(Cycle.index, *of_cycle.c)
-        .outerjoin(of_cycle, true())
-        .where(Cycle.job_id == job_id, Cycle.state == "succeeded")
-    ).all()
+    found = session.execute(COUNTED, {"job_id": job_id}).all()
     cycles = sorted({row[0] for row in found})
     counts = {(index, (origin_job, origin)): n for index, origin_job, origin, n in found if n is not None}
     foreign = sorted({origin for _, origin in counts if origin[0] != job_id})
