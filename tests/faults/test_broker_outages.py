@@ -36,7 +36,7 @@ def away(services: RunningServices) -> Iterator[None]:
 def test_cycles_queued_before_a_flushall_in_the_middle_of_others_run_once(staff: Staff) -> None:
     jobs = staff.train(1.5, 1.5, 1.5, 1.5, n_cycles=2)
     posted = staff.post()
-    assert staff.broker.llen(class_queue("cpu")) > 0
+    wait_for(lambda: staff.broker.llen(class_queue("cpu")), seconds=5, what="wake-ups wait in the broker")
     staff.broker.flushall()
     assert staff.broker.dbsize() == 0
     staff.assert_ran_once(jobs, n_cycles=2)
