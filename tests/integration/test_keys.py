@@ -42,6 +42,17 @@ def test_unknown_keys_prove_nothing_and_those_that_were_valid_once_are_told_so(d
         assert refused.type is refusal
 
 
+def test_whether_a_key_is_right_is_decided_in_constant_time(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made, plaintext = database.run(lambda session: keys.create_key(session, "ada"))
+    compared: list[tuple[str, str]] = []
+    monkeypatch.setattr(keys.hmac, "compare_digest", lambda *hashes: compared.append(hashes) or False)
+    with database.session_scope() as session, pytest.raises(Unauthorized):
+        keys.identify(session, plaintext, is_key_required=True)
+    assert compared == [(made.key_hash, made.key_hash)]
+
+
 def test_its_use_is_noted_once_a_minute_at_most(database: Database) -> None:
     made, plaintext = database.run(lambda session: keys.create_key(session, "ada"))
 
