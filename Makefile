@@ -54,7 +54,7 @@ contracts: $(VENV)/.dev  ## Check which room may import which
 peers: $(VENV)/.dev
 	$(BIN)/python -m tests.interop.environment
 
-interop: peers  ## Open our folders in SAELens and dictionary_learning, in an environment of their own
+interop: peers  ## Open our folders in SAELens, dictionary_learning, SAEBench and SAEDashboard, in an environment of their own
 	DMSAE_INTEROP=required $(BIN)/python -m pytest tests/interop
 
 triton: $(VENV)/.dev
